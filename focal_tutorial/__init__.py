@@ -1,0 +1,3 @@
+"""Class imbalance in object detection, focal loss and RetinaNet."""
+
+__version__ = "0.1.0"

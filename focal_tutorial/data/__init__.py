@@ -1,0 +1,1 @@
+"""Datasets: COCO format, VOC conversion, BCCD, synthetic shapes, transforms and loading."""
