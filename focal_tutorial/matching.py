@@ -1,0 +1,74 @@
+"""Which anchor answers for which ground-truth box: foreground, background, or ignored."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BACKGROUND = -1
+IGNORE = -2
+
+# Boxes compared with all anchors at a time: bounds the memory at CHUNK × R floats however many boxes an image has.
+CHUNK = 16
+
+
+def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """IoU of every box with every anchor: `(M, R)` from `(M, 4)` and `(R, 4)`, 0 where the union has no area.
+
+    `torchvision.ops.box_iou` gives NaN for two boxes without area; a NaN would win every comparison in `max`.
+    """
+    left_top = torch.maximum(boxes[:, None, :2], anchors[:, :2])  # (M, R, 2)
+    right_bottom = torch.minimum(boxes[:, None, 2:], anchors[:, 2:])  # (M, R, 2)
+    overlap = (right_bottom - left_top).clamp_(min=0)
+    intersection = overlap[..., 0] * overlap[..., 1]  # (M, R)
+    area_boxes = (boxes[:, 2:] - boxes[:, :2]).prod(-1)  # (M,)
+    area_anchors = (anchors[:, 2:] - anchors[:, :2]).prod(-1)  # (R,)
+    union = area_boxes[:, None] + area_anchors - intersection
+    return intersection / union.clamp_(min=torch.finfo(union.dtype).tiny)
+
+
+def match_anchors(
+    anchors: Tensor,
+    boxes: Tensor,
+    foreground_iou: float = 0.5,
+    background_iou: float = 0.4,
+    low_quality_iou: float | None = None,
+) -> Tensor:
+    """For each anchor the index of its box, or `BACKGROUND` (−1), or `IGNORE` (−2).
+
+    An anchor takes the box it overlaps most: foreground at IoU ≥ `foreground_iou`, background below
+    `background_iou`, ignored between the two (RetinaNet paper §4). A box whose best anchor does not reach
+    `foreground_iou` has none, unless `low_quality_iou` is given.
+
+    Args:
+        anchors: `(R, 4)` xyxy.
+        boxes: `(M, 4)` xyxy; M may be 0.
+        low_quality_iou: let a box take its best anchors (all that tie) below `foreground_iou` too, where that IoU is
+            at least this. Detectron uses 0.4; torchvision and detectron2 have no lower bound, which is 0 here. A
+            box that overlaps no anchor at all matches nothing: in torchvision one box outside the image ties with
+            every anchor at IoU 0 and turns all of them into foreground.
+
+    Returns:
+        `(R,)` int64.
+
+    Raises:
+        ValueError: on a wrong shape or thresholds out of order.
+    """
+    if anchors.ndim != 2 or boxes.ndim != 2 or anchors.shape[1] != 4 or boxes.shape[1] != 4:
+        raise ValueError(f"anchors (R, 4) and boxes (M, 4) wanted, got {tuple(anchors.shape)} and {tuple(boxes.shape)}")
+    if not 0 <= background_iou <= foreground_iou <= 1:
+        raise ValueError(f"0 ≤ background_iou ≤ foreground_iou ≤ 1 wanted, got {background_iou} and {foreground_iou}")
+    best_iou = anchors.new_zeros(len(anchors))  # (R,)
+    best_box = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)  # (R,)
+    rescued = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)  # (R,)
+    for start in range(0, len(boxes), CHUNK):
+        iou = pairwise_iou(boxes[start : start + CHUNK].to(anchors.dtype), anchors)  # (≤ CHUNK, R)
+        value, index = iou.max(dim=0)
+        better = value > best_iou  # the first of equal boxes wins, as in one max over all of them
+        best_iou = torch.where(better, value, best_iou)
+        best_box = torch.where(better, index + start, best_box)
+        if low_quality_iou is not None:
+            top = iou.max(dim=1, keepdim=True).values  # (≤ CHUNK, 1)
+            rescued |= ((iou == top) & (top > 0) & (top >= low_quality_iou)).any(dim=0)
+    matches = torch.where(best_iou >= background_iou, IGNORE, BACKGROUND)
+    return torch.where((best_iou >= foreground_iou) | rescued, best_box, matches)
