@@ -1,0 +1,56 @@
+"""What pytest does with the book's notebooks beyond nbval: skip the ones without data, refuse the ones left half-run."""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import cache
+from typing import Any
+
+import pytest
+
+# One thread a process unless somebody asks for more: tests of small tensors run faster, and several may run at a time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("PYTHONHASHSEED", "0")
+# Frozen modules make the kernel's debugger warn on stderr, and a new line there fails a notebook cell.
+os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+
+BCCD_HOST = "github.com"
+
+
+@cache
+def bccd_is_missing() -> str:
+    """Why the notebooks on real images cannot run here, or the empty string when they can."""
+    from focal_tutorial.data.bccd import bccd_available
+
+    if bccd_available():
+        return ""
+    try:
+        socket.create_connection((BCCD_HOST, 443), timeout=5).close()
+    except OSError:
+        return "needs the BCCD images: none in the data root, and no network to download them from"
+    return ""
+
+
+def needs_of(notebook: Any) -> list[str]:
+    """The data that a notebook's metadata says it needs: `{"focal_tutorial": {"needs": ["bccd"]}}`."""
+    return list(notebook.metadata.get("focal_tutorial", {}).get("needs", []))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        notebook = getattr(item.parent, "nb", None)
+        if notebook is not None and "bccd" in needs_of(notebook) and bccd_is_missing():
+            item.add_marker(pytest.mark.skip(reason=bccd_is_missing()))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """nbval passes a cell that was never run, and fails a trailing `;` with a riddle: say both plainly."""
+    cell = getattr(item, "cell", None)
+    if cell is None or getattr(item, "options", {}).get("skip"):
+        return
+    source = cell.source.strip()
+    if source and cell.execution_count is None:
+        pytest.fail("this cell has no stored output: it was never run (CONTRIBUTING.md, 'Editing a notebook')", pytrace=False)
+    if source.endswith(";"):
+        pytest.fail("this cell ends in `;`: nbval cannot compare what it hides; end a plot with plt.show()", pytrace=False)

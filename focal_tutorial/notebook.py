@@ -1,0 +1,74 @@
+"""What the first cell of every chapter calls, and how a number gets from a cell into the text."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+
+# Okabe and Ito's palette: told apart by colour-blind readers, on white as on the book's dark pages.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+
+STYLE: dict[str, Any] = {
+    "figure.figsize": (7.0, 3.6),
+    "figure.dpi": 110,
+    "figure.facecolor": "white",
+    "savefig.bbox": "tight",
+    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.titlesize": "medium",
+    "grid.alpha": 0.25,
+    "image.cmap": "viridis",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "svg.hashsalt": "focal-tutorial",  # else every SVG gets new random ids and nbval sees a change
+}
+
+RECORD = "application/papermill.record/"  # marks an output that is kept and not shown
+
+
+def setup(threads: int = 2, seed: int = 0) -> None:
+    """Make a notebook repeat itself: fixed thread count, seeds, figure style, no warnings from other libraries.
+
+    Args:
+        threads: CPU threads torch may use, at least 1. Sums are split by thread, so the last digit depends on it.
+        seed: start of Python's, NumPy's and torch's random numbers.
+
+    Raises:
+        ValueError: `threads` is below 1.
+    """
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    torch.set_num_threads(threads)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global generator is what other libraries draw from
+    torch.manual_seed(seed)
+    torch.set_printoptions(precision=4, sci_mode=False)
+    np.set_printoptions(precision=4, suppress=True)
+    mpl.rcParams.update(STYLE)
+    # A library's deprecation note would land in the stored output and break the comparison at its next release.
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def glue(name: str, value: Any) -> None:
+    """Keep `value` under `name` in the notebook's outputs, for the text to quote.
+
+    The text says `` {glue:text}`name:.1f` `` on the same page, or `` {glue:text}`../notebooks/05_x.ipynb::name:.1f` `` on another.
+    This is the record that `myst_nb.glue` writes, without that package at run time; nbval compares it like any output.
+
+    Args:
+        name: key, unique within the notebook.
+        value: a number or a string. Round it first if its last digits may differ between machines.
+    """
+    from IPython.display import display
+
+    text = repr(value.item() if hasattr(value, "item") else value)
+    record = {"name": name, "mime_prefix": RECORD}
+    display({RECORD + "text/plain": text}, raw=True, metadata={"scrapbook": record})
