@@ -1,0 +1,33 @@
+"""What can be wrong with a dataset, as records that a report can list and count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a dataset.
+
+    Attributes:
+        file: the image or annotation file it was found in.
+        id: the annotation's or image's id there, or None.
+        kind: a short fixed name, such as "zero-size box", to count by.
+        detail: what was found, and what was done about it.
+    """
+
+    file: str
+    id: int | str | None
+    kind: str
+    detail: str
+
+    def __str__(self) -> str:
+        where = self.file if self.id is None else f"{self.file}, id {self.id}"
+        return f"{where}: {self.kind}: {self.detail}"
+
+
+def count_problems(problems: Iterable[Problem]) -> dict[str, int]:
+    """Problems by kind, the most frequent first."""
+    return dict(Counter(problem.kind for problem in problems).most_common())
