@@ -1,4 +1,4 @@
-"""What pytest does with the book's notebooks beyond nbval: skip the ones without data, refuse the ones left half-run."""
+"""What pytest does with notebooks beyond nbval: skip the ones without data, refuse the ones left half-run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-# One thread a process unless somebody asks for more: tests of small tensors run faster, and several may run at a time.
+# One thread a process unless somebody asks for more: small tensors are faster, several can run at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PYTHONHASHSEED", "0")
 # Frozen modules make the kernel's debugger warn on stderr, and a new line there fails a notebook cell.
@@ -51,6 +51,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         return
     source = cell.source.strip()
     if source and cell.execution_count is None:
-        pytest.fail("this cell has no stored output: it was never run (CONTRIBUTING.md, 'Editing a notebook')", pytrace=False)
+        pytest.fail("this cell was never run: no execution count (CONTRIBUTING.md, Notebooks)", pytrace=False)
     if source.endswith(";"):
-        pytest.fail("this cell ends in `;`: nbval cannot compare what it hides; end a plot with plt.show()", pytrace=False)
+        pytest.fail("this cell ends in `;`, which nbval fails: end a plot with plt.show()", pytrace=False)

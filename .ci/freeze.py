@@ -4,8 +4,9 @@ Run in an environment where `python -m pip install -e '.[book,test,tensorboard]'
 
     python .ci/freeze.py > requirements.txt
 
-Only what those extras need, directly or not, is listed, so a stray package of the environment stays out. What is
-needed on Linux alone (the CUDA libraries of torch) carries a marker, so that the file also installs on macOS and Windows.
+Only what those extras need, directly or not, is listed, so a stray package of the environment stays out.
+What is needed on Linux alone (the CUDA libraries of torch) carries a marker, so that the file also installs
+on macOS and Windows.
 """
 
 from __future__ import annotations
@@ -19,8 +20,18 @@ from packaging.utils import canonicalize_name
 PROJECT = "focal-tutorial"
 EXTRAS = ("book", "test", "tensorboard")
 LINUX = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
-MACOS = {"sys_platform": "darwin", "platform_system": "Darwin", "os_name": "posix", "platform_machine": "arm64"}
-WINDOWS = {"sys_platform": "win32", "platform_system": "Windows", "os_name": "nt", "platform_machine": "AMD64"}
+MACOS = {
+    "sys_platform": "darwin",
+    "platform_system": "Darwin",
+    "os_name": "posix",
+    "platform_machine": "arm64",
+}
+WINDOWS = {
+    "sys_platform": "win32",
+    "platform_system": "Windows",
+    "os_name": "nt",
+    "platform_machine": "AMD64",
+}
 
 
 def closure(platform: dict[str, str]) -> dict[str, Distribution]:
@@ -39,7 +50,8 @@ def closure(platform: dict[str, str]) -> dict[str, Distribution]:
             continue
         for line in found[name].requires or []:
             need = Requirement(line)
-            if need.marker is None or need.marker.evaluate({**default_environment(), **platform, "extra": extra}):
+            environment = {**default_environment(), **platform, "extra": extra}
+            if need.marker is None or need.marker.evaluate(environment):
                 todo += [(canonicalize_name(need.name), e) for e in ("", *need.extras)]
     del found[PROJECT]
     return found
@@ -48,7 +60,9 @@ def closure(platform: dict[str, str]) -> dict[str, Distribution]:
 def main() -> None:
     linux, elsewhere = closure(LINUX), closure(MACOS) | closure(WINDOWS)
     print("# Exact versions of everything that builds the book and passes the tests (Python 3.11).")
-    print("# Generated, do not edit:  python .ci/freeze.py > requirements.txt   (CONTRIBUTING.md says how and when)")
+    print(
+        "# Generated, do not edit:  python .ci/freeze.py > requirements.txt   (how and when: CONTRIBUTING.md)"
+    )
     for name, dist in sorted(linux.items()):
         marker = "" if name in elsewhere else ' ; sys_platform == "linux"'
         print(f"{name}=={dist.version.partition('+')[0]}{marker}")

@@ -34,10 +34,10 @@ RECORD = "application/papermill.record/"  # marks an output that is kept and not
 
 
 def setup(threads: int = 2, seed: int = 0) -> None:
-    """Make a notebook repeat itself: fixed thread count, seeds, figure style, no warnings from other libraries.
+    """Make a notebook repeat itself: fixed threads and seeds, one figure style, no warnings from libraries.
 
     Args:
-        threads: CPU threads torch may use, at least 1. Sums are split by thread, so the last digit depends on it.
+        threads: CPU threads of torch, at least 1. Sums are split by thread, so last digits depend on it.
         seed: start of Python's, NumPy's and torch's random numbers.
 
     Raises:
@@ -52,7 +52,7 @@ def setup(threads: int = 2, seed: int = 0) -> None:
     torch.set_printoptions(precision=4, sci_mode=False)
     np.set_printoptions(precision=4, suppress=True)
     mpl.rcParams.update(STYLE)
-    # A library's deprecation note would land in the stored output and break the comparison at its next release.
+    # A library's deprecation note would land in the stored output and break the comparison later.
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
@@ -60,8 +60,9 @@ def setup(threads: int = 2, seed: int = 0) -> None:
 def glue(name: str, value: Any) -> None:
     """Keep `value` under `name` in the notebook's outputs, for the text to quote.
 
-    The text says `` {glue:text}`name:.1f` `` on the same page, or `` {glue:text}`../notebooks/05_x.ipynb::name:.1f` `` on another.
-    This is the record that `myst_nb.glue` writes, without that package at run time; nbval compares it like any output.
+    The text quotes it with the role glue:text, as in `name:.1f` on the same page; on another page the path of
+    the notebook and two colons come first. The record is the one that `myst_nb.glue` writes, without that
+    package at run time; nbval compares it like any output.
 
     Args:
         name: key, unique within the notebook.
