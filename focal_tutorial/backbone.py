@@ -88,7 +88,9 @@ class TinyBody(nn.Module):
     def __init__(self, widths: Sequence[int], returned: int, norm: str = "group") -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False), norm_layer(norm)(widths[0]), nn.ReLU(inplace=True)
+            nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False),
+            norm_layer(norm)(widths[0]),
+            nn.ReLU(inplace=True),
         )
         pairs = zip((widths[0], *widths[:-1]), widths, strict=True)
         self.stages = nn.ModuleList(ResidualBlock(before, after, 2, norm) for before, after in pairs)
@@ -115,16 +117,20 @@ class FeaturePyramid(nn.Module):
         extra_levels: levels above the last stage (2 in the paper: P6, P7).
         p6_from: what P6 is computed from, "C5" (the paper, Detectron, detectron2) or "P5" (torchvision v1).
 
-    Source: Lin et al., FPN (2017), and the RetinaNet paper §4 with its footnote 2. The attribute names are torchvision's.
+    Source: Lin et al., FPN (2017), and the RetinaNet paper §4, footnote 2. The attribute names are torchvision's.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int = 256, extra_levels: int = 2, p6_from: str = "C5") -> None:
+    def __init__(
+        self, in_channels: Sequence[int], channels: int = 256, extra_levels: int = 2, p6_from: str = "C5"
+    ) -> None:
         super().__init__()
         if p6_from not in ("C5", "P5"):
             raise ValueError(f"p6_from: 'C5' or 'P5' wanted, got {p6_from!r}")
         self.p6_from = p6_from
         self.inner_blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(c, channels, 1)) for c in in_channels)
-        self.layer_blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1)) for _ in in_channels)
+        self.layer_blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1)) for _ in in_channels
+        )
         first = channels if p6_from == "P5" else in_channels[-1]
         conv = partial(nn.Conv2d, out_channels=channels, kernel_size=3, stride=2, padding=1)
         self.extra_blocks = nn.ModuleDict(

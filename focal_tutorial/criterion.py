@@ -74,7 +74,7 @@ class Criterion(nn.Module):
         return sigmoid_focal_loss(logits, labels, alpha=self.alpha, gamma=self.gamma, reduction="sum")
 
     def match(self, anchors: Tensor, targets: Sequence[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Class label and box of every anchor in every image: `(N, R)` int64 and `(N, R)` box index (−1, −2 as label)."""
+        """Class label and box index of every anchor in every image: `(N, R)` int64 each, −1 background, −2 ignored."""
         matches = torch.stack([match_anchors(anchors, target["boxes"], *self.thresholds) for target in targets])
         labels = []
         for match, target in zip(matches, targets, strict=True):
@@ -122,7 +122,9 @@ class Criterion(nn.Module):
 
     def _foreground(self, foreground: int, images: int, device: torch.device) -> Tensor:
         """What the batch's sums are divided by: averaged over processes, so that DDP's mean gradient is the batch's."""
-        count = torch.tensor(float(foreground + (images if self.normalizer == "foreground_plus_one" else 0)), device=device)
+        count = torch.tensor(
+            float(foreground + (images if self.normalizer == "foreground_plus_one" else 0)), device=device
+        )
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(count)
             count /= dist.get_world_size()
@@ -149,5 +151,5 @@ class Criterion(nn.Module):
 
 @torch.no_grad()
 def anchor_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of every anchor, summed over its classes: `(N, R)` from `(N, R, K)` and `(N, R)`; 0 where ignored."""
+    """Cross entropy of every anchor, summed over classes: `(N, R)` from `(N, R, K)` and `(N, R)`; 0 where ignored."""
     return sigmoid_focal_loss(logits, labels, alpha=None, gamma=0.0, reduction="none").sum(-1)

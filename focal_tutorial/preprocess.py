@@ -171,4 +171,7 @@ def move(target: Target, before: Size, after: Size, device: torch.device) -> Tar
     boxes = target["boxes"].as_subclass(Tensor).float()
     if before != after:
         boxes = boxes * scale.to(boxes.device)
-    return {"boxes": boxes.to(device, non_blocking=True), "labels": target["labels"].long().to(device, non_blocking=True)}
+    return {
+        "boxes": boxes.to(device, non_blocking=True),
+        "labels": target["labels"].long().to(device, non_blocking=True),
+    }

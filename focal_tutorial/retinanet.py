@@ -38,12 +38,13 @@ TORCHVISION: dict[str, Any] = {
 class Options:
     """Every setting of a RetinaNet; the defaults are the paper's.
 
-    Pyramid: `levels`, `channels`, `p6_from`; `frozen_eps` of frozen batch norm (0 for COCO_V1). Anchors: `sizes` (`None`: 4 · 2^l), `ratios`, `scales`, `centre`,
-    `torchvision_anchors`. Heads: `head_channels` (`None`: as `channels`), `head_depth`, `head_norm`, `prior`.
-    Losses: `foreground_iou`, `background_iou`, `low_quality_iou`, `alpha`, `gamma`, `box_loss`, `beta`, `normalizer`.
-    Detections: `score_threshold`, `topk_per_level`, `nms_iou`, `detections_per_image`. Input: `min_size`, `max_size`,
-    `canvas`, `size_divisible`, `antialias`, `mean`, `std`. Each is explained where it acts: `FeaturePyramid`,
-    `AnchorGenerator`, `RetinaNetHead`, `Criterion`, `detect_image`, `Preprocess`.
+    - Pyramid: `levels`, `channels`, `p6_from`; `frozen_eps` of frozen batch norm (0 for COCO_V1). See `FeaturePyramid`.
+    - Anchors: `sizes` (`None`: 4 · 2^l), `ratios`, `scales`, `centre`, `torchvision_anchors`. See `AnchorGenerator`.
+    - Heads: `head_channels` (`None`: as `channels`), `head_depth`, `head_norm`, `prior`. See `RetinaNetHead`.
+    - Losses: `foreground_iou`, `background_iou`, `low_quality_iou`, `alpha`, `gamma`, `box_loss`, `beta`,
+      `normalizer`. See `Criterion`.
+    - Detections: `score_threshold`, `topk_per_level`, `nms_iou`, `detections_per_image`. See `detect_image`.
+    - Input: `min_size`, `max_size`, `canvas`, `size_divisible`, `antialias`, `mean`, `std`. See `Preprocess`.
     """
 
     levels: tuple[int, ...] = (3, 4, 5, 6, 7)
@@ -127,7 +128,16 @@ class RetinaNet(nn.Module):
             if isinstance(module, FrozenBatchNorm2d):
                 module.eps = o.frozen_eps
         self.criterion = Criterion(
-            **o.pick("foreground_iou", "background_iou", "low_quality_iou", "alpha", "gamma", "box_loss", "beta", "normalizer")
+            **o.pick(
+                "foreground_iou",
+                "background_iou",
+                "low_quality_iou",
+                "alpha",
+                "gamma",
+                "box_loss",
+                "beta",
+                "normalizer",
+            )
         )
 
     def network(self, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +159,12 @@ class RetinaNet(nn.Module):
 
     @torch.no_grad()
     def detect(
-        self, logits: Tensor, deltas: Tensor, anchors: list[Tensor], sizes: Sequence[Size], original_sizes: Sequence[Size]
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        anchors: list[Tensor],
+        sizes: Sequence[Size],
+        original_sizes: Sequence[Size],
     ) -> list[dict[str, Tensor]]:
         """Detections of every image, from logits `(N, R, K)` and deltas `(N, R, 4)`, in its original pixels."""
         per_level = [len(a) for a in anchors]
@@ -165,7 +180,12 @@ class RetinaNet(nn.Module):
 
 
 def _build(
-    builder: str, body: nn.Module, in_channels: Sequence[int], num_classes: int, made_with: dict[str, Any], options: Options
+    builder: str,
+    body: nn.Module,
+    in_channels: Sequence[int],
+    num_classes: int,
+    made_with: dict[str, Any],
+    options: Options,
 ) -> RetinaNet:
     """Put a model together and note how, so that a checkpoint can rebuild it."""
     model = RetinaNet(body, in_channels, num_classes, options)
@@ -186,7 +206,9 @@ def _resnet(
     trainable = trainable if trainable is not None else (3 if loaded or weights_backbone else 5)
     body = resnet_body(name, weights=None if loaded else weights_backbone, norm=norm, trainable=trainable)
     made_with = {"norm": norm, "trainable": trainable}
-    model = _build(f"retina{name.replace('resnet', 'net_resnet')}_fpn", body, in_channels, classes, made_with, Options(**options))
+    model = _build(
+        f"retina{name.replace('resnet', 'net_resnet')}_fpn", body, in_channels, classes, made_with, Options(**options)
+    )
     if loaded is not None:
         fill(model, loaded, classes)
     return model
@@ -278,7 +300,14 @@ def retinanet_tiny(
         norm: of backbone and heads, "group" or "batch".
         options: see `Options`. `levels` are (3, 4, 5) here; (2, 3, 4), strides 4, 8 and 16, suit objects under 20 px.
     """
-    small = {"levels": (3, 4, 5), "channels": 48, "head_depth": 2, "head_norm": norm, "min_size": None, "size_divisible": 32}
+    small = {
+        "levels": (3, 4, 5),
+        "channels": 48,
+        "head_depth": 2,
+        "head_norm": norm,
+        "min_size": None,
+        "size_divisible": 32,
+    }
     o = Options(**{**small, **options})
     stages = [level for level in o.levels if level < 2 + len(widths)]
     if list(o.levels) != list(range(o.levels[0], o.levels[-1] + 1)) or not stages or o.levels[0] < 2:
@@ -306,8 +335,16 @@ BUILDERS = {
 
 def build_model(config: dict[str, Any]) -> RetinaNet:
     """The model that `model.config` describes, with random weights: `{"builder": name, "num_classes": K, …options}`."""
-    known = {f.name for f in fields(Options)} | {"num_classes", "weights", "weights_backbone", "norm", "trainable", "widths"}
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k != "builder"}  # JSON has no tuples
+    known = {f.name for f in fields(Options)} | {
+        "num_classes",
+        "weights",
+        "weights_backbone",
+        "norm",
+        "trainable",
+        "widths",
+    }
+    # JSON has no tuples
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k != "builder"}
     if config.get("builder") not in BUILDERS:
         raise ValueError(f"builder: one of {sorted(BUILDERS)} wanted, got {config.get('builder')!r}")
     if unknown := set(options) - known:

@@ -64,7 +64,7 @@ def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """This package's ResNet-50 state dict in torchvision's names: `load_state_dict` there takes it."""
     renamed = {}
     for name, value in state.items():
-        for theirs, ours in reversed(RENAMED):
+        for theirs, ours in RENAMED:
             name = name.replace(ours, theirs)
         renamed[name] = value
     return renamed
@@ -98,7 +98,9 @@ def read_weights(weights: Weights, name: str) -> Loaded:
     ours = from_torchvision(state) if theirs else dict(state)
     if "head.classification.predict.bias" not in ours or "head.regression.predict.bias" not in ours:
         what = "the file" if isinstance(weights, (str, os.PathLike)) else "the state dict"
-        raise InputError(f"{what} given as weights is not a RetinaNet's (no class and box layers in it): {_shorten(weights)}")
+        raise InputError(
+            f"{what} given as weights is not a RetinaNet's (no class and box layers in it): {_shorten(weights)}"
+        )
     norm = "batch" if any(key.endswith("num_batches_tracked") for key in ours) else "frozen"
     return Loaded(ours, theirs, norm, eps)
 
@@ -114,7 +116,9 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(f"{path} cannot be read as weights ({first}); a file of torch.save with tensors only is wanted") from error
+        raise InputError(
+            f"{path} cannot be read as weights ({first}); a file of torch.save with tensors only is wanted"
+        ) from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]  # a checkpoint of this package or of torchvision's reference scripts
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):

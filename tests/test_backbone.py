@@ -1,0 +1,83 @@
+import pytest
+import torch
+from torch import nn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from focal_tutorial.backbone import FeaturePyramid, TinyBody, norm_layer, resnet_body
+from focal_tutorial.errors import InputError
+
+
+def test_stages_have_strides_8_16_32() -> None:
+    features = resnet_body("resnet18").eval()(torch.zeros(1, 3, 96, 160))
+    assert {k: tuple(v.shape) for k, v in features.items()} == {
+        "C3": (1, 128, 12, 20), "C4": (1, 256, 6, 10), "C5": (1, 512, 3, 5)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("p6_from", ["C5", "P5"])
+def test_pyramid_shapes_on_odd_sizes(p6_from: str) -> None:
+    features = [torch.randn(2, c, *s) for c, s in [(8, (13, 21)), (16, (7, 11)), (32, (4, 6))]]
+    levels = FeaturePyramid((8, 16, 32), 24, 2, p6_from)(features)
+    assert [tuple(x.shape) for x in levels] == [(2, 24, *s) for s in [(13, 21), (7, 11), (4, 6), (2, 3), (1, 2)]]
+
+
+def test_p6_comes_from_where_it_is_said() -> None:
+    features = [torch.randn(1, c, s, s) for c, s in [(8, 16), (16, 8), (32, 4)]]
+    for source, channels in [("C5", 32), ("P5", 24)]:
+        pyramid = FeaturePyramid((8, 16, 32), 24, 2, source)
+        levels = pyramid(features)
+        assert pyramid.extra_blocks["p6"].in_channels == channels
+        torch.testing.assert_close(levels[3], pyramid.extra_blocks["p6"](features[-1] if source == "C5" else levels[2]))
+        torch.testing.assert_close(levels[4], pyramid.extra_blocks["p7"](levels[3].relu()))
+
+
+def test_pyramid_equals_torchvisions() -> None:
+    theirs = resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
+    ).eval()
+    ours = FeaturePyramid((128, 256, 512), 256, 2, "P5")
+    ours.load_state_dict(theirs.fpn.state_dict())
+    x = torch.randn(1, 3, 100, 132)
+    for a, b in zip(ours(list(theirs.body(x).values())), theirs(x).values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_tiny_body_returns_the_last_stages() -> None:
+    features = TinyBody((8, 12, 16), returned=2)(torch.zeros(1, 3, 64, 96))
+    assert {k: tuple(v.shape) for k, v in features.items()} == {"C3": (1, 12, 8, 12), "C4": (1, 16, 4, 6)}
+
+
+@pytest.mark.parametrize(
+    ("norm", "kind"), [("batch", nn.BatchNorm2d), ("frozen", FrozenBatchNorm2d), ("group", nn.GroupNorm)]
+)
+def test_norm_by_name(norm: str, kind: type) -> None:
+    assert isinstance(norm_layer(norm)(32), kind)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "stages"),
+    [(0, set()), (2, {"layer3", "layer4"}), (5, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"})],
+)
+def test_trainable_stages(trainable: int, stages: set[str]) -> None:
+    body = resnet_body("resnet18", trainable=trainable)
+    assert {name.split(".")[0] for name, p in body.named_parameters() if p.requires_grad} == stages
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="norm: one of"):
+        norm_layer("layer")
+    with pytest.raises(ValueError, match="p6_from"):
+        FeaturePyramid((8,), 8, 1, "C6")
+
+
+def test_backbone_weights_without_a_network_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise OSError("<urlopen error [Errno -2] Name or service not known>")
+
+    monkeypatch.setattr(torch.hub, "_dir", None, raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
+    with pytest.raises(InputError, match="Without a network"):
+        resnet_body("resnet18", weights="IMAGENET1K_V1")

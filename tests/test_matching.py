@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou
+
+from focal_tutorial import matching
+from focal_tutorial.anchors import AnchorGenerator
+from focal_tutorial.matching import BACKGROUND, IGNORE, match_anchors, pairwise_iou
+
+ANCHORS = torch.cat(AnchorGenerator(levels=(3, 4, 5))((128, 160)))
+
+
+def random_boxes(count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * 100
+    return torch.cat([corner, corner + 4 + torch.rand(count, 2, generator=generator) * 60], dim=1)
+
+
+def test_iou_is_torchvisions() -> None:
+    boxes = random_boxes(40, 0)
+    torch.testing.assert_close(pairwise_iou(boxes, ANCHORS), box_iou(boxes, ANCHORS), rtol=1e-5, atol=1e-7)
+
+
+def test_the_example_of_two_boxes_and_three_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
+    iou = torch.tensor([[0.45, 0.10, 0.05], [0.20, 0.30, 0.05]])
+    monkeypatch.setattr(matching, "pairwise_iou", lambda boxes, anchors: iou)
+    empty = torch.zeros(3, 4), torch.zeros(2, 4)
+    assert match_anchors(*empty).tolist() == [IGNORE, BACKGROUND, BACKGROUND]
+    assert match_anchors(*empty, low_quality_iou=0.0).tolist() == [0, 1, BACKGROUND]
+    assert match_anchors(*empty, low_quality_iou=0.4).tolist() == [0, BACKGROUND, BACKGROUND]
+
+
+@pytest.mark.parametrize("low_quality", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_to_torchvisions_matcher(seed: int, low_quality: bool) -> None:
+    boxes = random_boxes(50, seed)  # more than one chunk
+    theirs = Matcher(0.5, 0.4, allow_low_quality_matches=low_quality)(box_iou(boxes, ANCHORS))
+    ours = match_anchors(ANCHORS, boxes, low_quality_iou=0.0 if low_quality else None)
+    assert torch.equal(ours, theirs)
+    assert (ours >= 0).any() and (ours == IGNORE).any()
+
+
+def test_a_box_outside_the_image_matches_nothing_where_torchvision_matches_all() -> None:
+    outside = torch.tensor([[1000.0, 1000.0, 1050.0, 1050.0]])
+    theirs = Matcher(0.5, 0.4, allow_low_quality_matches=True)(box_iou(outside, ANCHORS))
+    assert (theirs == 0).all()  # the defect designed against
+    assert (match_anchors(ANCHORS, outside, low_quality_iou=0.0) == BACKGROUND).all()
+
+
+def test_no_boxes_means_background_everywhere() -> None:
+    assert (match_anchors(ANCHORS, torch.zeros(0, 4)) == BACKGROUND).all()
+
+
+def test_a_zero_size_box_matches_nothing() -> None:
+    assert (match_anchors(ANCHORS, torch.tensor([[50.0, 50.0, 50.0, 50.0]]), low_quality_iou=0.0) == BACKGROUND).all()
+
+
+def test_the_chunk_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = random_boxes(70, 9)
+    whole = match_anchors(ANCHORS, boxes, low_quality_iou=0.4)
+    monkeypatch.setattr(matching, "CHUNK", 7)
+    assert torch.equal(match_anchors(ANCHORS, boxes, low_quality_iou=0.4), whole)
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match=r"boxes \(M, 4\) wanted"):
+        match_anchors(ANCHORS, torch.zeros(4))
+    with pytest.raises(ValueError, match="background_iou ≤ foreground_iou"):
+        match_anchors(ANCHORS, torch.zeros(0, 4), foreground_iou=0.3)
