@@ -1,7 +1,8 @@
 """Datasets in COCO format: read, checked annotation by annotation, and served as images with boxes.
 
-What is wrong is collected as `Problem` records. A file that cannot be used at all raises `InputError`; anything less
-is dropped or mended, and says so. The checks are in `coco_checks.py`.
+What is wrong is collected as `Problem` records. A file that cannot be used at all raises `InputError`;
+anything less is dropped or mended, and says so. The checks are in `coco_images.py` and
+`coco_annotations.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from focal_tutorial.data.coco_checks import Json, check_annotations, check_categories, check_images_list
+from focal_tutorial.data.coco_annotations import check_annotations
+from focal_tutorial.data.coco_images import Json, check_categories, check_images_list
 from focal_tutorial.data.dataset import DetectionDataset, Sample
 from focal_tutorial.data.images import load_image
 from focal_tutorial.data.problems import Problem
@@ -62,9 +64,10 @@ def read_coco(annotation_file: str | Path, image_dir: str | Path | None = None) 
     """Read and check a COCO annotation file.
 
     Args:
-        annotation_file: JSON with `images`, `annotations` and `categories`; boxes `[x, y, width, height]` in pixels.
-        image_dir: the folder that `file_name` is relative to. With it, images that are missing, unreadable or of
-            another size than the file says are found too (by their headers; `check_images` decodes them).
+        annotation_file: JSON with `images`, `annotations` and `categories`; boxes `[x, y, width, height]` in
+            pixels.
+        image_dir: the folder that `file_name` is relative to. With it, images that are missing, unreadable or
+            of another size than the file says are found too (by their headers; `check_images` decodes them).
 
     Raises:
         InputError: the file is missing, not JSON, not COCO, or has no usable image or category.
@@ -82,23 +85,21 @@ def read_coco(annotation_file: str | Path, image_dir: str | Path | None = None) 
     annotations: list[list[Json]] = [[] for _ in images]
     for record, index in zip(checked.records, checked.image.tolist(), strict=True):
         annotations[index].append(record)
-    return CocoData(
-        str(path), images, annotations, categories, checked.boxes, checked.labels, checked.crowd, problems
-    )
+    return CocoData(str(path), images, annotations, categories, checked.boxes, checked.labels, checked.crowd, problems)
 
 
 class CocoDataset(DetectionDataset):
     """Images and boxes of a COCO annotation file.
 
-    Crowds and unusable boxes are in no target; images without boxes stay, as negatives. Boxes that reach over the
-    image's edge are clipped. What was dropped or mended is in `problems`.
+    Crowds and unusable boxes are in no target; images without boxes stay, as negatives. Boxes that reach over
+    the image's edge are clipped. What was dropped or mended is in `problems`.
 
     Args:
         image_dir: the folder that the file's `file_name` entries are relative to.
         annotation_file: COCO JSON.
         transforms: called as `transforms(image, target)`; see `focal_tutorial.data.transforms`.
-        cache: keep decoded (and, by this package's transforms, resized) images in memory, as uint8. Every loader
-            worker has its own cache.
+        cache: keep decoded (and, by this package's transforms, resized) images in memory, as uint8. Every
+            loader worker has its own cache.
 
     Raises:
         InputError: see `read_coco`; from `dataset[i]`, when the image cannot be decoded.
@@ -143,7 +144,12 @@ class CocoDataset(DetectionDataset):
     def coco_dict(self) -> dict[str, Any]:
         """The usable ground truth for pycocotools: boxes as in the file (unclipped), crowds included."""
         records = [_for_evaluation(record) for image in self.data.annotations for record in image]
-        return {"info": {}, "images": self.data.images, "annotations": records, "categories": self.data.categories}
+        return {
+            "info": {},
+            "images": self.data.images,
+            "annotations": records,
+            "categories": self.data.categories,
+        }
 
 
 def check_images(data: CocoData, image_dir: str | Path) -> list[Problem]:
@@ -170,7 +176,9 @@ def _load_json(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"annotation file {path} is not valid JSON: {error}; export it again") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} is not a COCO annotation file: its top level is a {type(content).__name__}, not an object")
+        raise InputError(
+            f"{path} is not a COCO annotation file: its top level is a {type(content).__name__}, not an object"
+        )
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             found = ", ".join(sorted(content)[:8]) or "none"

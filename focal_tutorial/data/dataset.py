@@ -1,4 +1,4 @@
-"""What every dataset here is: RGB uint8 images with boxes and labels, cached where asked, then transformed."""
+"""What every dataset here is: RGB uint8 images with boxes and labels, cached if asked, then transformed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class DetectionDataset(Dataset[Sample]):
     """Images with boxes; `CocoDataset` reads them from files, `ShapesDataset` draws them.
 
     `dataset[i]` is `(image, target)`: a uint8 `tv_tensors.Image` (3, H, W), and a dictionary of `boxes`
-    (`tv_tensors.BoundingBoxes`, float32 (M, 4), xyxy in pixels), `labels` (int64 (M,), 0…K−1) and `image_id` (int).
+    (`tv_tensors.BoundingBoxes`, float32 (M, 4), xyxy in pixels), `labels` (int64 (M,), 0…K−1) and `image_id`
+    (int).
     """
 
     image_ids: list[int]  # COCO image id of each item
@@ -33,8 +34,8 @@ class DetectionDataset(Dataset[Sample]):
     def __init__(self, transforms: Callable[..., Sample] | None, cache: bool) -> None:
         self.transforms = transforms
         self._cache: dict[int, Sample] | None = {} if cache else None
-        # Transforms of this package come in two parts; what the first makes of an image is always the same, so the
-        # cache keeps its result.
+        # Transforms of this package come in two parts; what the first makes of an image is always the same,
+        # so the cache keeps its result.
         self._prepare: Callable[..., Sample] | None = getattr(transforms, "prepare", None)
         self._augment: Callable[..., Sample] | None = getattr(transforms, "augment", transforms)
 
@@ -71,7 +72,8 @@ class DetectionDataset(Dataset[Sample]):
         raise NotImplementedError
 
     def boxes_and_labels(self, index: int) -> tuple[Tensor, Tensor]:
-        """The usable boxes of image `index`, float32 (M, 4) xyxy, and their labels, int64 (M,); no image is read."""
+        """The usable boxes of image `index`, float32 (M, 4) xyxy, and their labels, int64 (M,); no image is
+        read."""
         raise NotImplementedError
 
     def coco_dict(self) -> dict[str, Any]:
@@ -81,15 +83,15 @@ class DetectionDataset(Dataset[Sample]):
     def target(self, index: int) -> Target:
         """The target of image `index` before any transform; no image is read."""
         boxes, labels = self.boxes_and_labels(index)  # (M, 4), (M,)
-        boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=self.size(index))  # type: ignore[call-overload]
+        boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=self.size(index))
         return {"boxes": boxes, "labels": labels, "image_id": self.image_ids[index]}
 
     def require_trainable(self) -> None:
         """Raise `InputError` when there is nothing to learn from: no usable box in any image."""
         if not any(len(self.boxes_and_labels(i)[1]) for i in range(len(self))):
             raise InputError(
-                f"{self.annotation_file or 'the dataset'} has no usable box in its {len(self)} images: nothing to learn "
-                "from. `focal-tutorial inspect` lists what is wrong with each"
+                f"{self.annotation_file or 'the dataset'} has no usable box in its {len(self)} images: there is "
+                "nothing to learn from. `focal-tutorial inspect` lists what is wrong with each"
             )
 
 

@@ -24,8 +24,8 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
     """Height and width of an image file, from its header alone.
 
     Returns:
-        `(shown, stored)`, each `(H, W)` in pixels: with the EXIF orientation applied, and as the pixels lie in
-        the file. They differ for pictures that a camera marked as turned by 90 degrees.
+        `(shown, stored)`, each `(H, W)` in pixels: with the EXIF orientation applied, and as the pixels lie
+        in the file. They differ for pictures that a camera marked as turned by 90 degrees.
 
     Raises:
         InputError: the file is missing or is no image that PIL can read.
@@ -42,13 +42,13 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
 def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     """Decode an image file to RGB.
 
-    Greyscale, palette, CMYK and 16-bit images are converted (16 bits by their upper 8), alpha is dropped, the EXIF
-    orientation is applied.
+    Greyscale, palette, CMYK and 16-bit images are converted (16 bits by their upper 8), alpha is dropped, the
+    EXIF orientation is applied.
 
     Args:
         path: the file.
-        size: the `(H, W)` that the annotations claim. Where only the stored pixels, without the EXIF orientation,
-            have that size, the annotations were made on those, and those are returned.
+        size: the `(H, W)` that the annotations claim. Where only the stored pixels, without the EXIF
+            orientation, have that size, the annotations were made on those, and those are returned.
 
     Returns:
         uint8 tensor (3, H, W).

@@ -34,8 +34,8 @@ def make_loader(
 ) -> EpochLoader:
     """A loader of `(images, targets)`, reproducible by `(seed, epoch)`.
 
-    `images` is a uint8 tensor (N, 3, H, W) where all sizes agree, else a list of (3, H, W); `targets` a list of
-    dictionaries of plain tensors. Call `loader.set_epoch(epoch, start_batch)` before each epoch.
+    `images` is a uint8 tensor (N, 3, H, W) where all sizes agree, else a list of (3, H, W); `targets` a list
+    of dictionaries of plain tensors. Call `loader.set_epoch(epoch, start_batch)` before each epoch.
 
     Args:
         dataset: the images.
@@ -44,13 +44,14 @@ def make_loader(
         seed: of order and augmentation.
         workers: processes that load; 0 loads in this one.
         drop_last: leave out a last incomplete batch.
-        rank, world_size: this process among those that share the dataset. All ranks' b-th batches together are the
-            b-th batch of one process with `batch_size * world_size`; if the last is not divisible, images from the
-            epoch's start fill it up, so that each rank has the same number.
+        rank, world_size: this process among those that share the dataset. All ranks' b-th batches together
+            are the b-th batch of one process with `batch_size * world_size`; if the last is not divisible,
+            images from the epoch's start fill it up, so that each rank has the same number.
         pin_memory: copy batches to page-locked memory, for a GPU.
 
     Raises:
-        InputError: from the iteration, when an image cannot be read; or at once, when `drop_last` leaves no batch.
+        InputError: from the iteration, when an image cannot be read; or at once, when `drop_last` leaves no
+            batch.
     """
     sampler = EpochBatchSampler(len(dataset), batch_size, shuffle, seed, drop_last, rank, world_size)
     if len(sampler) == 0:
@@ -75,13 +76,15 @@ class EpochLoader(DataLoader[Any]):
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """The next iteration is epoch `epoch`, from its batch `start_batch` (counted from 0) to its end."""
         if epoch < 0 or not 0 <= start_batch <= len(self):
-            raise ValueError(f"epoch {epoch}, start_batch {start_batch}: want epoch >= 0, 0 <= start_batch <= {len(self)}")
+            raise ValueError(
+                f"epoch {epoch}, start_batch {start_batch}: want epoch >= 0, 0 <= start_batch <= {len(self)}"
+            )
         self.batch_sampler.epoch, self.batch_sampler.start_batch = epoch, start_batch
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for batch in super().__iter__():
-            if isinstance(batch, InputError):  # raised here, not in a worker, for its message to stay one line
-                raise batch
+            if isinstance(batch, InputError):
+                raise batch  # here, not in a worker, for its message to stay one line
             yield batch
 
 
@@ -89,7 +92,14 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
     """Lists of `(epoch, index)`, one a batch. `len()` is the number of batches of a whole epoch."""
 
     def __init__(
-        self, num_items: int, batch_size: int, shuffle: bool, seed: int, drop_last: bool, rank: int, world_size: int
+        self,
+        num_items: int,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        drop_last: bool,
+        rank: int,
+        world_size: int,
     ) -> None:
         if num_items < 1 or batch_size < 1:
             raise ValueError(f"need at least one item and batch_size >= 1, got {num_items} and {batch_size}")
@@ -122,7 +132,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 class _SeededItems(Dataset[Any]):
-    """Items by `(epoch, index)`, drawn with torch's global generator seeded for them, which is left as it was."""
+    """Items by `(epoch, index)`, drawn with torch's generator seeded for them; it is left as it was."""
 
     def __init__(self, dataset: DetectionDataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
@@ -140,7 +150,7 @@ class _SeededItems(Dataset[Any]):
 
 
 def collate(samples: list[Any]) -> Batch | InputError:
-    """Stack images of one size, keep others in a list; boxes become plain tensors. An error takes the batch's place."""
+    """Stack images of one size, list others; boxes become plain tensors. An error takes the batch's place."""
     for sample in samples:
         if isinstance(sample, InputError):
             return sample

@@ -1,8 +1,8 @@
-"""Synthetic scenes: circles, squares and triangles among rings, crosses, half-moons and clutter, at low contrast.
+"""Synthetic scenes: circles, squares and triangles among rings, crosses and clutter, at low contrast.
 
-The distractors share edges, corners and colours with the classes, so that telling foreground from background takes
-more than finding "something there". Every image is a function of (seed, split, index); nothing is downloaded.
-The drawing is in `shapes_draw.py`.
+The distractors share edges, corners and colours with the classes, so that telling foreground from background
+takes more than finding "something there". Every image is a function of (seed, split, index); nothing is
+downloaded. The drawing is in `shapes_draw.py`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class ShapesDataset(DetectionDataset):
         split: "train", "val" or "test": different scenes of the same kind.
         transforms: called as `transforms(image, target)`.
         cache: keep drawn images in memory.
-        options: fields of `ShapesConfig`: `size`, `seed`, `objects`, `radius`, `distractors`, `contrast`, `clutter`,
-            `empty`.
+        options: fields of `ShapesConfig`: `size`, `seed`, `objects`, `radius`, `distractors`, `contrast`,
+            `clutter`, `empty`.
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class ShapesDataset(DetectionDataset):
 
     def coco_dict(self) -> dict[str, Any]:
         """The ground truth as a COCO dictionary."""
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for index, image_id in enumerate(self.image_ids):
             height, width = self.size(index)
             images.append({"id": image_id, "file_name": f"{image_id:06d}.png", "height": height, "width": width})
@@ -110,8 +111,8 @@ def make_shapes(
 ) -> dict[str, Path]:
     """Write the shapes as PNG files with COCO annotations to `shapes` in the data root.
 
-    A folder that already has exactly these images is left alone, any other is replaced. The folder appears whole or
-    not at all.
+    A folder that already has exactly these images is left alone, any other is replaced. The folder appears
+    whole or not at all.
 
     Args:
         root: data root; see `data_root`.
@@ -124,7 +125,8 @@ def make_shapes(
     folder = data_root(root) / "shapes"
     splits = {"train": ShapesDataset(num_train, split="train", cache=False, **options)}
     splits["val"] = ShapesDataset(num_val, split="val", cache=False, **options)
-    paths = {f"{name}_images": folder / name for name in splits} | {name: folder / f"{name}.json" for name in splits}
+    paths = {f"{name}_images": folder / name for name in splits}
+    paths |= {name: folder / f"{name}.json" for name in splits}
     contents = {name: json.dumps(dataset.coco_dict()) for name, dataset in splits.items()}
     if all(paths[name].is_file() and paths[name].read_text() == text for name, text in contents.items()):
         return paths

@@ -22,8 +22,10 @@ class ShapesConfig:
         objects: fewest and most objects in an image that is not empty.
         radius: smallest and largest circumscribed radius of an object or distractor, in pixels.
         distractors: fewest and most shapes in an image that belong to no class.
-        contrast: smallest and largest difference between a shape and its surroundings, in grey levels (0…255).
-        clutter: strength of the background's texture, strokes and noise; 0 is a plain background, 1 the default.
+        contrast: smallest and largest difference between a shape and its surroundings, in grey levels
+            (0…255).
+        clutter: strength of the background's texture, strokes and noise; 0 is a plain background, 1 the
+            default.
         empty: fraction of images without objects, 0…1 (distractors stay).
         classes: which classes there are, from circle, square, triangle.
     """
@@ -33,7 +35,7 @@ class ShapesConfig:
     objects: tuple[int, int] = (1, 3)
     radius: tuple[float, float] = (7.0, 20.0)
     distractors: tuple[int, int] = (3, 10)
-    contrast: tuple[float, float] = (22.0, 60.0)
+    contrast: tuple[float, float] = (18.0, 55.0)
     clutter: float = 1.0
     empty: float = 0.0
     classes: tuple[str, ...] = CLASSES
@@ -55,7 +57,8 @@ class ShapesConfig:
 
 @dataclass(frozen=True)
 class Item:
-    """One shape of a scene; `label` is None for a distractor. `radius` is that of the circumscribed circle."""
+    """One shape of a scene; `label` is None for a distractor. `radius` is that of the circumscribed
+    circle."""
 
     kind: str
     label: int | None
@@ -162,10 +165,11 @@ def _interpolation(size: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=4)
 def _noise(grain: int) -> np.ndarray:
-    """A sheet of unit noise that windows are cut from: drawing fresh noise for each image would take most of the time."""
+    """A sheet of unit noise to cut windows from: fresh noise for each image would take most of the time."""
     noise = np.random.default_rng(grain).standard_normal((1024, 1024)).astype(np.float32)
     for _ in range(grain - 1):
-        noise = (noise + np.roll(noise, 1, axis=0) + np.roll(noise, 1, axis=1) + np.roll(noise, (1, 1), axis=(0, 1))) / 2
+        right, below = np.roll(noise, 1, axis=1), np.roll(noise, 1, axis=0)
+        noise = (noise + right + below + np.roll(right, 1, axis=0)) * np.float32(0.5)
     return noise
 
 
@@ -210,7 +214,7 @@ def _distance(kind: str, u: np.ndarray, v: np.ndarray, r: float) -> np.ndarray:
     if kind == "cross":
         return np.minimum(_bar(u, v, 0.96 * r, 0.24 * r), _bar(v, u, 0.96 * r, 0.24 * r))
     if kind == "chevron":  # two sides of a triangle
-        return np.maximum(_polygon(u, v, r, 3), -_polygon(u - 0.5 * r, v, r, 3))
+        return np.maximum(_polygon(u, v, r, 3), -_polygon(u + 0.5 * r, v, r, 3))
     if kind == "frame":
         return np.maximum(_polygon(u, v, r, 4), -_polygon(u, v, 0.6 * r, 4))
     return _polygon(u, v, r, {"square": 4, "triangle": 3}[kind])

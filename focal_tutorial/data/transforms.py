@@ -1,7 +1,9 @@
-"""Augmentation by torchvision.transforms.v2: every image becomes a uint8 canvas of one size, its boxes moved along.
+"""Augmentation by torchvision.transforms.v2: every image becomes a uint8 canvas of one size, its boxes moved
+along.
 
-One size for all images makes static shapes, which is what `torch.compile` and CUDA graphs want. The image keeps its
-aspect, lies in the upper left corner, and the rest is the mean pixel, which the model's normalisation turns into zero.
+One size for all images makes static shapes, which is what `torch.compile` and CUDA graphs want. The image
+keeps its aspect, lies in the upper left corner, and the rest is the mean pixel, which the model's
+normalisation turns into zero.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F  # noqa: N812
+from torchvision.transforms.v2 import functional as F
 
 from focal_tutorial.data.dataset import Sample, Target
 
@@ -29,8 +31,8 @@ def train_transforms(
     Args:
         canvas: `(H, W)` of every image that comes out, in pixels.
         flip: probability of a mirror image, 0…1.
-        scale: the image is resized to a factor drawn from this range of the largest size that fits the canvas; what
-            is larger than the canvas is cropped at a random place. None: it fits exactly.
+        scale: the image is resized to a factor drawn from this range of the largest size that fits the
+            canvas; what is larger than the canvas is cropped at a random place. None: it fits exactly.
         colour: brightness, contrast and saturation vary by a factor within 1 ± this, 0…1.
     """
     return CanvasTransform(canvas, flip=flip, scale=scale, colour=colour)
@@ -42,7 +44,8 @@ def eval_transforms(canvas: tuple[int, int]) -> CanvasTransform:
 
 
 class CanvasTransform:
-    """`transform(image, target)`: `prepare`, which is always the same for an image, then `augment`, which is not.
+    """`transform(image, target)`: `prepare`, which is always the same for an image, then `augment`, which is
+    not.
 
     A dataset's cache keeps what `prepare` returns. Random numbers come from torch's global generator.
     """
