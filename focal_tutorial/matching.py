@@ -17,14 +17,13 @@ def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
 
     `torchvision.ops.box_iou` gives NaN for two boxes without area; a NaN would win every comparison in `max`.
     """
-    left_top = torch.maximum(boxes[:, None, :2], anchors[:, :2])  # (M, R, 2)
-    right_bottom = torch.minimum(boxes[:, None, 2:], anchors[:, 2:])  # (M, R, 2)
-    overlap = (right_bottom - left_top).clamp_(min=0)
-    intersection = overlap[..., 0] * overlap[..., 1]  # (M, R)
-    area_boxes = (boxes[:, 2:] - boxes[:, :2]).prod(-1)  # (M,)
-    area_anchors = (anchors[:, 2:] - anchors[:, :2]).prod(-1)  # (R,)
-    union = area_boxes[:, None] + area_anchors - intersection
-    return intersection / union.clamp_(min=torch.finfo(union.dtype).tiny)
+    bx1, by1, bx2, by2 = boxes[:, :, None].unbind(1)  # (M, 1) each
+    ax1, ay1, ax2, ay2 = anchors.t().contiguous()  # (R,) each: whole columns are several times faster than corners
+    width = torch.minimum(bx2, ax2).sub_(torch.maximum(bx1, ax1)).clamp_(min=0)  # (M, R)
+    height = torch.minimum(by2, ay2).sub_(torch.maximum(by1, ay1)).clamp_(min=0)  # (M, R)
+    intersection = width.mul_(height)
+    union = ((bx2 - bx1) * (by2 - by1) + (ax2 - ax1) * (ay2 - ay1)).sub_(intersection)
+    return intersection.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
 
 
 def match_anchors(
