@@ -107,9 +107,7 @@ def shape_iou(boxes: Array, grids: Sequence[LevelGrid]) -> Array:
     return best
 
 
-def _window(
-    boxes: Array, shape: Indices, grid: LevelGrid, axis: int, need: Array
-) -> tuple[Indices, Indices]:
+def _window(boxes: Array, shape: Indices, grid: LevelGrid, axis: int, need: Array) -> tuple[Indices, Indices]:
     """First cell and number of cells along `axis` where the intersection can reach `need` (pixels²)."""
     low, high, other = boxes[:, axis], boxes[:, axis + 2], boxes[:, 3 - axis] - boxes[:, 1 - axis]
     across = np.minimum(other, grid.sides[shape, 1 - axis])  # the most they can share along the other axis

@@ -15,7 +15,8 @@ import numpy as np
 
 from focal_tutorial.anchors import AnchorGenerator
 from focal_tutorial.coverage import Array, Indices, anchor_grids, best_iou, count_matches, shape_iou
-from focal_tutorial.data.coco import CocoData, CocoDataset
+from focal_tutorial.data.coco import CocoData
+from focal_tutorial.data.dataset import DetectionDataset
 from focal_tutorial.errors import InputError
 from focal_tutorial.imbalance_counts import (
     Boxes,
@@ -24,6 +25,7 @@ from focal_tutorial.imbalance_counts import (
     LevelCount,
     Mask,
     Spread,
+    as_coco,
     balance,
     box_sides,
     collect,
@@ -33,7 +35,7 @@ from focal_tutorial.imbalance_counts import (
     describe_input,
     evenly,
     groups,
-    histogram,
+    histograms,
     size_bins,
 )
 from focal_tutorial.preprocess import Preprocess
@@ -104,7 +106,7 @@ class ImbalanceReport:
 
 
 def imbalance_report(
-    dataset: CocoData | CocoDataset,
+    dataset: CocoData | DetectionDataset,
     anchors: AnchorGenerator | None = None,
     *,
     canvas: tuple[int, int] | None = None,
@@ -116,7 +118,8 @@ def imbalance_report(
     """Count boxes, anchors and what goes unseen, for a dataset and an anchor setting.
 
     Args:
-        dataset: as `read_coco` or `CocoDataset` give it; its `problems` are carried into the report.
+        dataset: as `read_coco` gives it, or a `CocoDataset` or `ShapesDataset`; its
+            `problems` go into the report.
         anchors: the paper's by default; `model.anchors` for a model.
         canvas: (height, width) in pixels that images are fitted into and padded to.
         preprocess: `model.preprocess`, in place of `canvas`; without either, torchvision's 800/1333 rule.
@@ -124,7 +127,7 @@ def imbalance_report(
         limit: look at no more images than this, spread evenly over the dataset.
 
     Raises:
-        InputError: where there is no image, or `limit` is below 1.
+        InputError: `limit` is below 1.
 
     Source: RetinaNet paper §1 and §3 (the imbalance), §3.1 (α by inverse frequency), §4 (the assignment).
     """
@@ -132,13 +135,12 @@ def imbalance_report(
         raise InputError(f"limit: at least 1 image wanted, got {limit}")
     anchors = anchors or AnchorGenerator()
     preprocess = preprocess or Preprocess(canvas=canvas)
-    data = dataset if isinstance(dataset, CocoData) else dataset.data
-    if not data.images:
-        raise InputError(f"{data.file}: no images to count; give a COCO file with at least one usable image")
+    data = dataset if isinstance(dataset, CocoData) else as_coco(dataset)
     chosen = evenly(len(data.images), limit)
     boxes = collect(data, chosen, preprocess)
     best, shape, per_box, foreground, ignored, totals = _count(boxes, anchors, (foreground_iou, background_iou))
     missed = best < foreground_iou
+    with_boxes = np.unique(boxes.image)
     return ImbalanceReport(
         dataset=Path(data.file).name,
         images=len(data.images),
@@ -149,12 +151,10 @@ def imbalance_report(
         thresholds={"foreground_iou": foreground_iou, "background_iou": background_iou},
         classes=count_classes(data.class_names, boxes, missed),
         levels=count_levels(anchors, foreground, ignored, totals),
-        **balance(foreground.sum(1), ignored.sum(1), totals.sum(1), max(1, len(data.class_names))),
-        images_without_boxes=len(chosen) - len(np.unique(boxes.image)),
-        images_without_foreground=int((foreground.sum(1)[np.unique(boxes.image)] == 0).sum()),
-        sides=histogram(np.sqrt(box_sides(boxes).prod(1)), 2.0 ** np.arange(1, 11.01, 0.5), boxes.labels, data.class_names),
-        ratios=histogram(np.divide(*box_sides(boxes).T[::-1]), 2.0 ** np.arange(-4, 4.01, 0.5), boxes.labels, data.class_names),
-        best_ious=histogram(best, np.linspace(0, 1, 21), boxes.labels, data.class_names),
+        **balance(foreground.sum(1), ignored.sum(1), totals.sum(1), len(data.class_names)),
+        images_without_boxes=len(chosen) - len(with_boxes),
+        images_without_foreground=int((foreground.sum(1)[with_boxes] == 0).sum()),
+        **histograms(boxes, best, data.class_names),
         **_unreached(data.class_names, boxes, anchors, best, shape, missed, foreground_iou),
         rescued={f"{low:g}": int((missed & (best > 0) & (best >= low)).sum()) for low in (background_iou, 0.0)},
         crowded_out=int((~missed & (per_box == 0)).sum()),
@@ -165,7 +165,7 @@ def imbalance_report(
 def _count(
     boxes: Boxes, anchors: AnchorGenerator, thresholds: tuple[float, float]
 ) -> tuple[Array, Array, Indices, Indices, Indices, Indices]:
-    """Best IoU, best IoU by shape alone and foreground anchors of each box; foreground, ignored, all per image and level."""
+    """Of each box best IoU, by shape alone, and foreground anchors; per image and level foreground, ignored, all."""
     best, shape = np.zeros(len(boxes.labels)), np.zeros(len(boxes.labels))
     per_box = np.zeros(len(boxes.labels), np.int64)
     foreground, ignored, totals = (np.zeros((len(boxes.files), len(anchors.levels)), np.int64) for _ in range(3))
@@ -177,7 +177,11 @@ def _count(
             mine = inside[(boxes.image[inside] >= part[0]) & (boxes.image[inside] <= part[-1])]
             at = np.searchsorted(part, boxes.image[mine])
             matches = count_matches(boxes.boxes[mine], at, len(part), grids, *thresholds)
-            foreground[part], ignored[part], per_box[mine] = matches.foreground, matches.ignored, matches.per_box
+            foreground[part], ignored[part], per_box[mine] = (
+                matches.foreground,
+                matches.ignored,
+                matches.per_box,
+            )
             best[mine] = best_iou(boxes.boxes[mine], grids)
             shape[mine] = shape_iou(boxes.boxes[mine], grids)
     return best, shape, per_box, foreground, ignored, totals

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from focal_tutorial.anchors import AnchorGenerator
 from focal_tutorial.coverage import Array, Indices
-from focal_tutorial.data.coco import CocoData
+from focal_tutorial.data.coco import CocoData, CocoDataset
+from focal_tutorial.data.dataset import DetectionDataset
 from focal_tutorial.preprocess import Preprocess
 
 Mask = NDArray[np.bool_]
@@ -90,6 +91,23 @@ def evenly(total: int, limit: int | None) -> list[int]:
     return [int(i) for i in np.linspace(0, total - 1, limit).round()]
 
 
+def as_coco(dataset: DetectionDataset) -> CocoData:
+    """The annotations of a dataset as `read_coco` would give them; no image is read."""
+    if isinstance(dataset, CocoDataset):
+        return dataset.data
+    coco = dataset.coco_dict()
+    records: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in coco["images"]}
+    for record in coco["annotations"]:
+        records[record["image_id"]].append(record)
+    per_image = [dataset.boxes_and_labels(i) for i in range(len(dataset))]
+    boxes = np.concatenate([part.numpy() for part, _ in per_image]).reshape(-1, 4)
+    labels = np.concatenate([part.numpy() for _, part in per_image])
+    name = dataset.annotation_file or type(dataset).__name__
+    crowd = np.zeros(len(labels), bool)
+    annotations = [records[image["id"]] for image in coco["images"]]
+    return CocoData(name, coco["images"], annotations, coco["categories"], boxes, labels, crowd, dataset.problems)
+
+
 def groups(boxes: Boxes) -> list[tuple[list[int], Indices]]:
     """Images that the network sees at one size, with the indices of their boxes: they share one set of anchors."""
     by_size: dict[tuple[int, int], list[int]] = {}
@@ -117,7 +135,9 @@ def collect(data: CocoData, chosen: Sequence[int], preprocess: Preprocess) -> Bo
     plain = data.boxes[keep].astype(float)
     areas = (plain[:, 2:] - plain[:, :2]).prod(1)
     given = [record.get("area") for record in records]  # pycocotools bins by `area`, which may be a mask's
-    areas = np.array([a if isinstance(a, int | float) and a > 0 else b for a, b in zip(given, areas, strict=True)], float)
+    areas = np.array(
+        [a if isinstance(a, int | float) and a > 0 else b for a, b in zip(given, areas, strict=True)], float
+    )
     return Boxes(
         plain * np.tile(scale[at][:, ::-1], 2),
         areas,
@@ -181,6 +201,16 @@ def balance(foreground: Indices, ignored: Indices, totals: Indices, num_classes:
     }
 
 
+def histograms(boxes: Boxes, best: Array, names: Sequence[str]) -> dict[str, Histogram]:
+    """Sides and ratios in half octaves, best IoUs in steps of 0.05, each per class."""
+    width, height = box_sides(boxes).T
+    return {
+        "sides": histogram(np.sqrt(width * height), 2.0 ** np.arange(1, 11.01, 0.5), boxes.labels, names),
+        "ratios": histogram(height / width, 2.0 ** np.arange(-4, 4.01, 0.5), boxes.labels, names),
+        "best_ious": histogram(best, np.linspace(0, 1, 21), boxes.labels, names),
+    }
+
+
 def histogram(values: Array, edges: Array, labels: Indices, names: Sequence[str]) -> Histogram:
     """Counts per class; what lies beyond the edges goes into the outer bins."""
     inside = np.clip(values, edges[0], np.nextafter(edges[-1], 0))
@@ -204,5 +234,7 @@ def describe_input(preprocess: Preprocess, padded: Sequence[tuple[int, int]]) ->
     if preprocess.canvas is not None:
         return f"{preprocess.canvas[1]}×{preprocess.canvas[0]} px, images fitted in and padded"
     most, count = Counter(padded).most_common(1)[0]
-    rule = "images unresized" if preprocess.min_size is None else f"shorter side {preprocess.min_size} px, longer at most {preprocess.max_size}"
-    return f"{most[1]}×{most[0]} px after padding{'' if count == len(padded) else ' (most often)'}, {rule}"
+    often = "" if count == len(padded) else " (most often)"
+    rule = f"shorter side {preprocess.min_size} px, longer at most {preprocess.max_size} px"
+    rule = "images not resized" if preprocess.min_size is None else rule
+    return f"{most[1]}×{most[0]} px after padding{often}, {rule}"

@@ -33,7 +33,9 @@ def table(rows: Sequence[Sequence[str]], *, left: int = 1, indent: str = "  ") -
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
-        cells = [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append((indent + "  ".join(cells)).rstrip())
     return "\n".join(lines)
 
@@ -67,9 +69,13 @@ def _fatal(report: ImbalanceReport) -> list[str]:
     if report.boxes == 0:
         return ["There is no box to learn from: a detector trained on this finds nothing, and AP is undefined."]
     if report.ratio is None:
-        return ["No anchor is foreground in any image: nothing can be learned, and AP will be 0. Change the anchors or the input size."]
+        return [
+            "No anchor is foreground in any image: nothing can be learned, and AP will be 0. Change the anchors or "
+            "the input size."
+        ]
     if report.unreached >= report.boxes / 2:
-        return [f"{percent(report.unreached, report.boxes)} of the boxes are out of every anchor's reach: expect an AP near 0 for them."]
+        share = percent(report.unreached, report.boxes)
+        return [f"{share} of the boxes are out of every anchor's reach: expect an AP near 0 for them."]
     return []
 
 
@@ -79,14 +85,13 @@ def _coverage(report: ImbalanceReport) -> list[str]:
     need = report.thresholds["foreground_iou"]
     if not report.unreached:
         return [f"Every box is reached by an anchor at IoU ≥ {need:g}."]
+    nothing = f"overlap no anchor by IoU ≥ {need:g}: with the paper's matching they train nothing."
     said = []
     for row in sorted(report.classes, key=lambda row: -row.unreached):
         if row.unreached >= max(1, 0.01 * row.boxes):
-            said.append(
-                f"{row.unreached:,} of {row.boxes:,} {row.name} boxes ({percent(row.unreached, row.boxes)}) overlap no anchor "
-                f"by IoU ≥ {need:g}: with the paper's matching they train nothing."
-            )
-    said = said[:3] or [f"{report.unreached:,} of {report.boxes:,} boxes overlap no anchor by IoU ≥ {need:g}: with the paper's matching they train nothing."]
+            share = percent(row.unreached, row.boxes)
+            said.append(f"{row.unreached:,} of {row.boxes:,} {row.name} boxes ({share}) {nothing}")
+    said = said[:3] or [f"{report.unreached:,} of {report.boxes:,} boxes {nothing}"]
     reason, count = next(iter(report.reasons.items()))
     low, high = report.levels[0].sides[0], report.levels[-1].sides[1]
     why = {
@@ -115,10 +120,9 @@ def _imbalance(report: ImbalanceReport) -> list[str]:
     if report.ratio is None or report.alpha is None:
         return []
     said = [
-        f"1 : {number(report.ratio)}: for each foreground anchor {number(report.ratio)} background ones. A detector that always "
-        f"says “background” is right on {100 * report.alpha:.2f} % of them, and plain cross entropy rewards it for that. "
-        "Focal loss (α 0.25, γ 2) is made for this ratio; by inverse frequency alone α would be "
-        f"{report.alpha:.4f}."
+        f"1 : {number(report.ratio)}: for each foreground anchor {number(report.ratio)} background ones. A detector "
+        f"that always says “background” is right on {100 * report.alpha:.2f} % of them, and plain cross entropy "
+        f"rewards it for that: what focal loss is for. By inverse frequency alone α would be {report.alpha:.4f}."
     ]
     if report.images_without_foreground:
         said.append(f"{report.images_without_foreground:,} images have boxes but not one foreground anchor.")
@@ -147,8 +151,8 @@ def _crowding(report: ImbalanceReport) -> list[str]:
     if not report.crowded_out:
         return []
     return [
-        f"{report.crowded_out:,} boxes are reached, but each of their anchors overlaps a neighbour more and goes to that one: "
-        "crowded or nearly doubled boxes."
+        f"{report.crowded_out:,} boxes are reached, but each of their anchors overlaps a neighbour more and goes to "
+        "that one: crowded or nearly doubled boxes."
     ]
 
 
@@ -165,7 +169,7 @@ def _head(report: ImbalanceReport) -> str:
             f"  {report.images:,} images{looked} · {report.boxes:,} boxes · {len(report.classes)} classes",
             f"  input    {report.input}",
             f"  anchors  P{low.level}–P{high.level}, strides {low.stride}–{high.stride}, sides {number(low.sides[0])}–"
-            f"{number(high.sides[1])} px, ratios {_ratios(report)}",
+            f"{number(high.sides[1])} px, ratios (h/w) {_ratios(report)}",
             f"           {report.anchors['per_location']} per location, {number(report.anchors_per_image)} per image",
         ]
     )
@@ -237,7 +241,13 @@ def _unreached(report: ImbalanceReport) -> str:
     rows = [["what would reach them", "anchors per image", "out of reach"]]
     for change in report.changes:
         name = "(as it is)" if change.change == "none" else change.change
-        rows.append([name, number(change.anchors), f"{change.unreached:,} ({percent(change.unreached, report.boxes)})"])
+        rows.append(
+            [
+                name,
+                number(change.anchors),
+                f"{change.unreached:,} ({percent(change.unreached, report.boxes)})",
+            ]
+        )
     lines.append(table(rows))
     if report.smallest is not None:
         s = report.smallest
@@ -245,7 +255,8 @@ def _unreached(report: ImbalanceReport) -> str:
                      f"(stride {s.stride}), {s.unreached:,} left")  # fmt: skip
     worst = [["worst", "id", "class", "width×height", "best IoU", "reason"]]
     for box in report.unreached_boxes[:LISTED]:
-        worst.append([box.file[-36:], str(box.id), box.name[:16], f"{box.width:g}×{box.height:g}", f"{box.best_iou:.2f}", box.reason])
+        size = f"{box.width:g}×{box.height:g}"
+        worst.append([box.file[-36:], str(box.id), box.name[:16], size, f"{box.best_iou:.2f}", box.reason])
     return "\n".join([*lines, "", table(worst, left=3)])
 
 

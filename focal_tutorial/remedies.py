@@ -30,7 +30,7 @@ class Change:
 
 @dataclass(frozen=True)
 class SmallestAnchor:
-    """How small anchors on the finest level must get: √(w·h) in pixels now and then, and what that leaves out of reach."""
+    """How small anchors on the finest level must get, as √(w·h) in pixels, and the boxes then out of reach."""
 
     level: int
     stride: int
@@ -41,7 +41,9 @@ class SmallestAnchor:
 
 def varied(anchors: AnchorGenerator, **changes: Any) -> AnchorGenerator:
     """A generator like `anchors` with some of `levels`, `sizes`, `ratios`, `scales` replaced."""
-    kept = {name: getattr(anchors, name) for name in ("levels", "sizes", "ratios", "scales", "centre", "torchvision_compat")}
+    kept = {
+        name: getattr(anchors, name) for name in ("levels", "sizes", "ratios", "scales", "centre", "torchvision_compat")
+    }
     return AnchorGenerator(**{**kept, **changes})
 
 
@@ -54,7 +56,11 @@ def changes_that_help(anchors: AnchorGenerator, parts: Sequence[Part], need: flo
         ("double every anchor", {"sizes": [size * 2 for size in sizes]}, 1.0),
         (f"add scale {min(scales) * THIRD:.2f}", {"scales": (*scales, min(scales) * THIRD)}, 1.0),
         ("add ratios 1:3 and 3:1", {"ratios": (*anchors.ratios, 1 / 3, 3.0)}, 1.0),
-        (f"add level P{levels[-1] + 1}", {"levels": (*levels, levels[-1] + 1), "sizes": (*sizes, sizes[-1] * 2)}, 1.0),
+        (
+            f"add level P{levels[-1] + 1}",
+            {"levels": (*levels, levels[-1] + 1), "sizes": (*sizes, sizes[-1] * 2)},
+            1.0,
+        ),
         ("input 1.5 times as large", {}, 1.5),
         ("input twice as large", {}, 2.0),
     ]
@@ -80,7 +86,7 @@ def _measure(name: str, anchors: AnchorGenerator, parts: Sequence[Part], need: f
 def smallest_anchor(anchors: AnchorGenerator, parts: Sequence[Part], need: float) -> SmallestAnchor | None:
     """The largest side, in steps of a third of an octave, at which smaller anchors on the finest level stop paying.
 
-    Anchors of every step from the present smallest down to that side are added; `None` where smaller ones reach nothing.
+    Anchors of every step from the present smallest down to that side are added; `None` where that reaches nothing.
     """
     finest = int(np.argmin(anchors.strides))
     now = anchors.sizes[finest] * min(anchors.scales)
@@ -98,7 +104,9 @@ def smallest_anchor(anchors: AnchorGenerator, parts: Sequence[Part], need: float
     if gained[-1] == 0:
         return None
     step = int(np.argmax(gained >= ENOUGH * gained[-1]))
-    return SmallestAnchor(anchors.levels[finest], anchors.strides[finest], now, round(now * THIRD**step, 2), int(counts[step]))
+    return SmallestAnchor(
+        anchors.levels[finest], anchors.strides[finest], now, round(now * THIRD**step, 2), int(counts[step])
+    )
 
 
 def _scaled(grid: LevelGrid, factor: float) -> LevelGrid:

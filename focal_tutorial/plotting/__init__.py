@@ -5,7 +5,13 @@ so that the functions serve notebooks, the command line and other programs alike
 """
 
 from focal_tutorial.plotting.curves import plot_ap_bars, plot_precision_recall, plot_series, read_log
-from focal_tutorial.plotting.images import as_picture, draw_boxes, judge_detections, save_picture, show_detections
+from focal_tutorial.plotting.images import (
+    as_picture,
+    draw_boxes,
+    judge_detections,
+    save_picture,
+    show_detections,
+)
 from focal_tutorial.plotting.imbalance import (
     plot_anchor_counts,
     plot_best_iou,

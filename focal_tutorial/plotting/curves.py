@@ -39,7 +39,7 @@ def plot_series(
     ax: Axes, log: Log, columns: Sequence[str], *, x: str = "step", label: str = "", log_scale: bool = False
 ) -> str:
     """Columns of a training log against `x`: losses, learning rate, validation AP; empty cells are skipped."""
-    spans = []
+    spans, lows = [], []
     for i, name in enumerate(columns):
         at, values = np.asarray(log[x], float), np.asarray(log[name], float)
         there = np.isfinite(values)
@@ -48,9 +48,12 @@ def plot_series(
         ax.plot(at, values, color=colour, linewidth=1.6, label=name.replace("_", " "),
                 marker="o" if len(at) < 25 else None, markersize=3.5)  # fmt: skip
         if len(values):
+            lows.append(values.min())
             spans.append(f"{name} from {values[0]:.3g} to {values[-1]:.3g}")
     if log_scale:
         ax.set_yscale("log")
+    elif all(value >= 0 for value in lows):
+        ax.set_ylim(bottom=0)
     ax.set_xlabel(x, fontsize=8.5, color=INK)
     ax.set_ylabel(label, fontsize=8.5, color=INK)
     if len(columns) > 1:
@@ -59,23 +62,24 @@ def plot_series(
     return f"Curves over {x}: {', '.join(spans) or 'no values'}."
 
 
-def plot_precision_recall(ax: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
-    """Precision against recall, one curve per class, from `{name: (recall, precision)}` in [0, 1]."""
+def plot_precision_recall(ax: Axes, curves: Mapping[str, Mapping[str, Sequence[float]]], *, iou: float = 0.5) -> str:
+    """Precision against recall, one curve per class, as `evaluate.pr_curves` gives them at that `iou`."""
     areas = []
-    for i, (name, (recall, precision)) in enumerate(curves.items()):
-        recall, precision = np.asarray(recall, float), np.asarray(precision, float)
-        area = float(np.nanmean(precision)) if len(precision) else float("nan")
+    for i, (name, curve) in enumerate(curves.items()):
+        area = f"{100 * float(np.mean(curve['precision'])):.1f}"  # COCO's AP is the mean over its 101 recalls
         style = ("-", "--", ":", "-.")[i // len(PALETTE) % 4]
-        ax.plot(recall, precision, color=PALETTE[i % len(PALETTE)], linestyle=style, linewidth=1.8,
-                label=f"{name}  {area:.2f}")  # fmt: skip
-        areas.append(f"{name} {area:.2f}")
+        ax.plot(curve["recall"], curve["precision"], color=PALETTE[i % len(PALETTE)], linestyle=style, linewidth=1.8,
+                label=f"{name}  {area}")  # fmt: skip
+        areas.append(f"{name} {area}")
     ax.set_xlim(0, 1.005)
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("recall", fontsize=8.5, color=INK)
     ax.set_ylabel("precision", fontsize=8.5, color=INK)
-    ax.legend(title="mean precision", fontsize=8, title_fontsize=8, frameon=False, loc="lower left")
+    if curves:
+        ax.legend(title=f"AP at IoU {iou:g}, %", fontsize=8, title_fontsize=8, frameon=False, loc="lower left",
+                  ncols=1 + len(curves) // 12)  # fmt: skip
     tidy(ax, grid="both")
-    return f"Precision against recall per class; mean precision: {', '.join(areas)}."
+    return f"Precision against recall per class; AP at IoU {iou:g} in per cent: {', '.join(areas) or 'no class'}."
 
 
 def plot_ap_bars(
@@ -102,6 +106,7 @@ def plot_ap_bars(
         texts.append(f"{name} {text}")
     names = list(results)
     crowded = len(names) > 8
+    ax.set_xlim(-0.6, len(names) - 0.4)
     ax.set_xticks(range(len(names)), names, rotation=60 if crowded else 0, ha="right" if crowded else "center")
     ax.set_ylim(0, 108)
     ax.set_yticks(range(0, 101, 20))

@@ -19,7 +19,11 @@ from focal_tutorial.plotting.style import BOX_COLOURS, HIT, INK, MISSED, WRONG, 
 
 
 def as_picture(image: Any) -> np.ndarray:
-    """An image as `(H, W, 3)` uint8: from a `(3, H, W)` or `(1, H, W)` tensor (uint8, or float in [0, 1]), an array, or PIL.
+    """An image as `(H, W, 3)` uint8.
+
+    Args:
+        image: `(3, H, W)` or `(1, H, W)` tensor or `(H, W)` or `(H, W, 3)` array, uint8 or float in [0, 1]; or a PIL
+            image.
 
     Raises:
         ValueError: for any other shape.
@@ -54,7 +58,7 @@ def _caption(ax: Axes, box: np.ndarray, text: str, colour: str, size: float, pic
     right = box[0] > 0.85 * picture[1]
     ax.annotate(
         text,
-        (box[2 if right else 0], max(box[1], 0)),
+        (min(max(box[2 if right else 0], 0), picture[1] - 1), max(box[1], 0)),
         xytext=(0, -1.5 if top else 1.5),
         textcoords="offset points",
         ha="right" if right else "left",
@@ -105,10 +109,9 @@ def draw_boxes(
     for i in np.argsort(-areas):  # small boxes last, on top
         colour = palette[(int(kinds[i]) if kinds is not None else int(i)) % len(palette)]
         x1, y1, x2, y2 = boxes[i]
-        ax.add_patch(
-            Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=linewidth,
-                      linestyle=linestyle, path_effects=halo, zorder=3)  # fmt: skip
-        )
+        frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=linewidth)
+        frame.set(linestyle=linestyle, path_effects=halo, zorder=3)
+        ax.add_patch(frame)
         text = captions[i] if captions is not None else _name(kinds, names, values, int(i))
         if text and fontsize > 0:
             _caption(ax, boxes[i], text, colour, fontsize, (int(height), int(width)))
@@ -195,7 +198,7 @@ def show_detections(
 
 
 def save_picture(path: str | Path, image: Any, boxes: Any, labels: Any | None = None, **options: Any) -> str:
-    """Write `image` with its boxes to `path` at its own resolution (small ones enlarged to 640 px); returns the alt text.
+    """Write `image` with its boxes to `path`, at its own resolution or enlarged to 640 px; returns the alt text.
 
     Args:
         image, boxes, labels, options: as `draw_boxes` takes them; boxes in pixels of `image`.
@@ -203,8 +206,8 @@ def save_picture(path: str | Path, image: Any, boxes: Any, labels: Any | None = 
     picture = as_picture(image)
     height, width = picture.shape[:2]
     long = max(height, width)
-    dpi = max(long, 640) / 8  # eight inches: text and lines keep their share of a picture of any size
-    figure = Figure(figsize=(8 * width / long, 8 * height / long))
+    dpi = max(long, 640) / 6.4  # 6.4 inches: text and lines keep their share of a picture of any size
+    figure = Figure(figsize=(6.4 * width / long, 6.4 * height / long))
     ax = figure.add_axes((0, 0, 1, 1))
     alt = draw_boxes(ax, picture, boxes, labels, **options)
     save_figure(figure, path, alt=alt, dpi=dpi)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from focal_tutorial.imbalance_text import number, percent
@@ -41,7 +42,10 @@ def plot_anchor_counts(ax: Axes, report: ImbalanceReport) -> str:
     ax.set_xscale("log")
     ax.set_xlim(floor, 12 * report.anchors_per_image)
     ratios = [b / f if f else None for b, f in zip(kinds["background"][0], kinds["foreground"][0], strict=True)]
-    ax.set_yticks(y, [f"{n}\n1 : {number(r)}" if r else f"{n}\nno foreground" for n, r in zip(names, ratios, strict=True)])
+    ax.set_yticks(
+        y,
+        [f"{n}\n1 : {number(r)}" if r else f"{n}\nno foreground" for n, r in zip(names, ratios, strict=True)],
+    )
     ax.invert_yaxis()
     ax.set_xlabel("anchors per image (mean, log scale)", fontsize=8.5, color=INK)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8, frameon=False, handlelength=1)
@@ -94,7 +98,14 @@ def plot_box_sizes(ax: Axes, report: ImbalanceReport) -> str:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("box side √(w·h) in pixels of the network's input (black: the anchors')", fontsize=8.5, color=INK)
     ax.set_ylabel("boxes", fontsize=8.5, color=INK)
-    ax.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=STACKED, handlelength=1)
+    ax.legend(
+        fontsize=8,
+        frameon=False,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=STACKED,
+        handlelength=1,
+    )
     tidy(ax)
     sides = f"{number(report.levels[0].sides[0])} to {number(report.levels[-1].sides[1])} px"
     return f"Histogram of box sides per class, against anchors of {sides}."
@@ -110,14 +121,16 @@ def plot_best_iou(ax: Axes, report: ImbalanceReport) -> str:
         ax.text((start + stop) / 2, 0.97, name, transform=ax.get_xaxis_transform(), ha="center", va="top",
                 fontsize=7.5, color=INK, rotation=0 if stop - start > 0.2 else 90)  # fmt: skip
     share = percent(report.unreached, report.boxes)
-    ax.text(low / 2, 0.55, f"{report.unreached:,} boxes\n({share})\nno anchor\nreaches", transform=ax.get_xaxis_transform(),
-            ha="center", va="center", fontsize=9, color=FOREGROUND if report.unreached else MUTED)  # fmt: skip
+    text = f"{report.unreached:,} boxes\n({share})\nno anchor\nreaches"
+    ax.text(low / 2, 0.55, text, transform=ax.get_xaxis_transform(), ha="center", va="center", fontsize=9,
+            color=FOREGROUND if report.unreached else MUTED)  # fmt: skip
     ax.axvline(need, color=INK, linewidth=1)
     ax.set_xlim(0, 1)
     ax.set_xlabel("best IoU of a box with any anchor", fontsize=8.5, color=INK)
     ax.set_ylabel("boxes", fontsize=8.5, color=INK)
     tidy(ax)
-    return f"Histogram of the best IoU of each box: {report.unreached:,} of {report.boxes:,} ({share}) lie below {need:g}."
+    text = f"{report.unreached:,} of {report.boxes:,} ({share}) lie below {need:g}"
+    return f"Histogram of the best IoU of each box: {text}."
 
 
 def plot_class_coverage(ax: Axes, report: ImbalanceReport) -> str:
@@ -130,7 +143,9 @@ def plot_class_coverage(ax: Axes, report: ImbalanceReport) -> str:
     ax.barh(y, 100 * (there - lost), 0.62, left=100 * lost, color=BACKGROUND)
     ax.barh(y, 100 * lost, 0.62, color=FOREGROUND)
     for at, row in enumerate(rows):
-        text = f"{row.unreached:,} out of reach ({percent(row.unreached, row.boxes)})" if row.unreached else "all reached"
+        text = (
+            f"{row.unreached:,} out of reach ({percent(row.unreached, row.boxes)})" if row.unreached else "all reached"
+        )
         outside = lost[at] < 0.6
         ax.annotate(text if row.boxes else "no box", (100 * lost[at] if outside else 2, at), xytext=(5, 0),
                     textcoords="offset points", va="center", fontsize=8,
@@ -155,7 +170,8 @@ def plot_imbalance_report(report: ImbalanceReport, figure: Figure | None = None)
     Returns:
         The figure and its alt text.
     """
-    figure = figure or Figure(figsize=(11, 7.4), layout="constrained")
+    spacing = ConstrainedLayoutEngine(hspace=0.06, wspace=0.05, h_pad=0.08, w_pad=0.08)
+    figure = figure or Figure(figsize=(11, 7.4), layout=spacing)
     axes = figure.subplots(2, 2)
     panels = (
         (plot_anchor_counts, "How many anchors an image trains"),
@@ -169,13 +185,13 @@ def plot_imbalance_report(report: ImbalanceReport, figure: Figure | None = None)
         pad = 22 if ax.get_legend() is not None else 6
         ax.set_title(title, fontsize=10, color=INK, loc="left", pad=pad, fontweight="bold")
     figure.suptitle(headline(report), fontsize=11.5, color=INK, x=0.012, ha="left")
-    figure.get_layout_engine().set(hspace=0.06, wspace=0.05, h_pad=0.08, w_pad=0.08)
     return figure, f"Imbalance report of {report.dataset}. {' '.join(texts)}"
 
 
 def headline(report: ImbalanceReport) -> str:
     """The report in one line."""
     ratio = f"foreground : background = 1 : {number(report.ratio)}" if report.ratio else "no foreground anchor"
-    unreached = f"{report.unreached:,} of {report.boxes:,} boxes out of reach ({percent(report.unreached, report.boxes)})"
+    share = percent(report.unreached, report.boxes)
+    unreached = f"{report.unreached:,} of {report.boxes:,} boxes out of reach ({share})"
     bad = f"{len(report.problems)} problems in the data" if report.problems else "no problems in the data"
     return f"{report.dataset[:40]}: {ratio}   ·   {unreached}   ·   {bad}"
