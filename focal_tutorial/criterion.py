@@ -66,6 +66,7 @@ class Criterion(nn.Module):
         self.box_loss, self.beta, self.normalizer = box_loss, beta, normalizer
         self.classification_loss = classification_loss or self.focal_loss
         self.sampler = sampler
+        self.last_foreground: Tensor | None = None  # of the last batch; gradient accumulation weighs its batches by it
         if normalizer == "ema":
             self.register_buffer("ema_foreground", torch.tensor(100.0))
 
@@ -132,6 +133,8 @@ class Criterion(nn.Module):
             if self.training:
                 self.ema_foreground.mul_(0.9).add_(0.1 * count)
             count = self.ema_foreground.clone()
+        else:
+            self.last_foreground = count
         # With several processes the sum over all of them is at least 1, so each one's share is 1 / processes.
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         return count.clamp(min=1.0 / world)

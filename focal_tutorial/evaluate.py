@@ -97,7 +97,7 @@ def detect(
     model.eval()
     try:
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            for batch in tqdm(loader, desc="evaluate", leave=False, disable=not progress):
+            for batch in tqdm(loader, desc="evaluate", leave=False, disable=None if progress else True):
                 if isinstance(batch, InputError):
                     raise batch
                 images, image_ids = batch

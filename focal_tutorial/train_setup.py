@@ -1,0 +1,204 @@
+"""What a training run stands on: device, data, model, folder, and a Ctrl-C that loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from focal_tutorial.checkpoint import read_checkpoint, write_json
+from focal_tutorial.data.coco import CocoDataset
+from focal_tutorial.data.dataset import DetectionDataset
+from focal_tutorial.data.shapes import ShapesDataset
+from focal_tutorial.data.transforms import train_transforms
+from focal_tutorial.distributed import rank, share
+from focal_tutorial.errors import InputError
+from focal_tutorial.retinanet import RetinaNet, build_model
+from focal_tutorial.train_config import TrainConfig
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device: auto, cpu, cuda or cuda:N wanted, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name}: torch finds no CUDA device here; use device cpu")
+    return device
+
+
+@contextlib.contextmanager
+def computing(config: TrainConfig) -> Iterator[None]:
+    """Set torch's threads and determinism for a run, and put them back after it."""
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only deterministic with one of these
+    torch.use_deterministic_algorithms(config.deterministic or deterministic)
+    torch.backends.cudnn.benchmark = not config.deterministic  # all batches have one shape: trying pays
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def load_data(
+    config: TrainConfig, images_per_step: int
+) -> tuple[TrainConfig, DetectionDataset, DetectionDataset | None]:
+    """The resolved configuration, the training set with its augmentation, and the validation set without any."""
+    train_set: DetectionDataset
+    if config.images is None or config.annotations is None:
+        options = {"num_train": 1000, "num_val": 300, **config.shapes}
+        num_train, num_val = options.pop("num_train"), options.pop("num_val")
+        val_set: DetectionDataset | None = ShapesDataset(num_val, split="val", **options)
+        config = config.resolved(images_per_step, [val_set.size(0)])  # type: ignore[union-attr]
+        train_set = ShapesDataset(num_train, split="train", transforms=_augmentation(config), **options)
+        return config, train_set, val_set
+    train_set = CocoDataset(config.images, config.annotations)
+    config = config.resolved(images_per_step, [train_set.size(i) for i in range(len(train_set))])
+    train_set = CocoDataset(
+        config.images or "", config.annotations or "", transforms=_augmentation(config), cache=bool(config.cache)
+    )
+    train_set.require_trainable()
+    val_set = None
+    if config.val_images is not None and config.val_annotations is not None:
+        val_set = CocoDataset(config.val_images, config.val_annotations, cache=bool(config.cache))
+    return config, train_set, val_set
+
+
+def _augmentation(config: TrainConfig) -> Any:
+    canvas = config.canvas or (0, 0)
+    try:
+        return train_transforms(canvas, flip=config.flip, flip_vertical=config.flip_vertical, scale=config.scale, colour=config.colour)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def make_model(config: TrainConfig, num_classes: int) -> RetinaNet:
+    """The model of a resolved configuration, with weights drawn from `config.seed` or loaded."""
+    torch.manual_seed(config.seed)
+    given = {"weights": config.weights, "weights_backbone": config.weights_backbone, "canvas": config.canvas}
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        return build_model({"builder": config.model, "num_classes": num_classes, **given, **config.model_options})
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model {config.model}: {error}") from error
+
+
+def describe(
+    config: TrainConfig, train_set: DetectionDataset, val_set: DetectionDataset | None, steps: int, device: torch.device
+) -> str:
+    """What is about to be trained on what, and what of the data is left out, in a few lines."""
+    names = train_set.class_names
+    classes = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    checked_on = f"checked on {len(val_set)}" if val_set is not None else "no validation set, so no AP"
+    lines = [f"{len(train_set)} images, {len(names)} classes ({classes}); {checked_on}"]
+    for dataset in filter(None, (train_set, val_set)):
+        if dataset.problems:
+            kinds = Counter(problem.kind for problem in dataset.problems).most_common()
+            found = ", ".join(f"{count} × {kind}" for kind, count in kinds)
+            lines.append(
+                f"left out or mended in {dataset.annotation_file}: {found} (focal-tutorial inspect lists them)"
+            )
+    height, width = config.canvas or (0, 0)
+    images = config.batch_size * config.accumulate
+    lines.append(
+        f"{config.model} at {height}×{width} on {device}: {steps} steps of {images} images, "
+        f"{config.optimizer} with lr {config.lr:g}"
+    )
+    return "\n".join(lines)
+
+
+def read_last(config: TrainConfig) -> dict[str, Any]:
+    """The last.pt of the run to resume."""
+    if config.out is None:
+        raise InputError("resume: name the run folder to go on with (out)")
+    path = Path(config.out) / "last.pt"
+    if not path.exists():
+        raise InputError(f"resume: {path} does not exist; start the run without resume")
+    state = read_checkpoint(path)
+    if "optimizer" not in state:
+        raise InputError(f"resume: {path} holds a model only, not a run; start a new run with weights {path}")
+    return state
+
+
+def open_folder(config: TrainConfig) -> Path:
+    """Make the run folder and write config.json; a folder with a run in it is only opened to resume.
+
+    Rank 0 does it. The others get its answer, an error included, so that none of them waits for ever.
+    """
+    answer: Path | InputError = InputError("")
+    if rank() == 0:
+        try:
+            answer = _open_folder(config)
+        except InputError as error:
+            answer = error
+    answer = share(answer)
+    if isinstance(answer, InputError):
+        raise answer
+    return answer
+
+
+def _open_folder(config: TrainConfig) -> Path:
+    folder = (
+        Path(config.out) if config.out is not None else _free_folder("shapes" if config.images is None else "train")
+    )
+    if not config.resume and any((folder / name).exists() for name in ("last.pt", "best.pt", "log.csv")):
+        raise InputError(f"{folder} already holds a run: resume it, or choose another out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for abandoned in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+            abandoned.unlink()
+    except OSError as error:
+        raise InputError(f"run folder {folder}: {error.strerror}; choose another out") from error
+    write_json(folder / "config.json", {**config.to_dict(), "out": str(folder)})
+    return folder
+
+
+def _free_folder(name: str) -> Path:
+    folder, number = Path("runs", name), 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs", f"{name}-{number}")
+    return folder
+
+
+class StopRequest:
+    """Within it, Ctrl-C or SIGTERM sets `asked` and lets the step finish; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # Python allows signal handlers nowhere else
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
