@@ -99,10 +99,14 @@ class ImbalanceReport:
 
         return {**asdict(self), "findings": findings(self)}
 
-    def __str__(self) -> str:
+    def text(self, *, problems: int | None = 20) -> str:
+        """The report as tables and sentences; at most `problems` of the data's problems, all with `None`."""
         from focal_tutorial.imbalance_text import report_text
 
-        return report_text(self)
+        return report_text(self, problems=problems)
+
+    def __str__(self) -> str:
+        return self.text().rstrip()
 
 
 def imbalance_report(

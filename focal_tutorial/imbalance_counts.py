@@ -201,7 +201,7 @@ def balance(foreground: Indices, ignored: Indices, totals: Indices, num_classes:
     }
 
 
-def histograms(boxes: Boxes, best: Array, names: Sequence[str]) -> dict[str, Histogram]:
+def histograms(boxes: Boxes, best: Array, names: Sequence[str]) -> dict[str, Any]:
     """Sides and ratios in half octaves, best IoUs in steps of 0.05, each per class."""
     width, height = box_sides(boxes).T
     return {
