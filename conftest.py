@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import urllib.request
 from functools import cache
 from typing import Any
 
@@ -15,18 +15,18 @@ os.environ.setdefault("PYTHONHASHSEED", "0")
 # Frozen modules make the kernel's debugger warn on stderr, and a new line there fails a notebook cell.
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 
-BCCD_HOST = "github.com"
-
 
 @cache
 def bccd_is_missing() -> str:
     """Why the notebooks on real images cannot run here, or the empty string when they can."""
-    from focal_tutorial.data.bccd import bccd_available
+    from focal_tutorial.data.bccd import ARCHIVE, URL
+    from focal_tutorial.data.root import cache_root, data_root
 
-    if bccd_available():
+    roots = (data_root(None), cache_root())
+    if any((root / "bccd" / "test.json").is_file() or (root / ARCHIVE).is_file() for root in roots):
         return ""
     try:
-        socket.create_connection((BCCD_HOST, 443), timeout=5).close()
+        urllib.request.urlopen(urllib.request.Request(URL, method="HEAD"), timeout=15).close()
     except OSError:
         return "needs the BCCD images: none in the data root, and no network to download them from"
     return ""

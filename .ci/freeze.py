@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 
 PROJECT = "focal-tutorial"
 EXTRAS = ("book", "test", "tensorboard")
+HERE: dict[str, str] = {}  # no change to this machine's markers
 LINUX = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
 MACOS = {
     "sys_platform": "darwin",
@@ -34,11 +35,11 @@ WINDOWS = {
 }
 
 
-def closure(platform: dict[str, str]) -> dict[str, Distribution]:
-    """Every distribution that the project's extras need on `platform`, as far as it is installed here."""
+def closure(platform: dict[str, str], extras: tuple[str, ...] = EXTRAS) -> dict[str, Distribution]:
+    """Every distribution that the project with `extras` needs on `platform`, as far as it is installed here."""
     found: dict[str, Distribution] = {}
     seen: set[tuple[str, str]] = set()
-    todo = [(PROJECT, extra) for extra in ("", *EXTRAS)]
+    todo = [(PROJECT, extra) for extra in ("", *extras)]
     while todo:
         name, extra = todo.pop()
         if (name, extra) in seen:
@@ -60,9 +61,7 @@ def closure(platform: dict[str, str]) -> dict[str, Distribution]:
 def main() -> None:
     linux, elsewhere = closure(LINUX), closure(MACOS) | closure(WINDOWS)
     print("# Exact versions of everything that builds the book and passes the tests (Python 3.11).")
-    print(
-        "# Generated, do not edit:  python .ci/freeze.py > requirements.txt   (how and when: CONTRIBUTING.md)"
-    )
+    print("# Generated, do not edit:  python .ci/freeze.py > requirements.txt   (how and when: CONTRIBUTING.md)")
     for name, dist in sorted(linux.items()):
         marker = "" if name in elsewhere else ' ; sys_platform == "linux"'
         print(f"{name}=={dist.version.partition('+')[0]}{marker}")

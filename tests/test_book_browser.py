@@ -1,0 +1,192 @@
+"""The built book in a real browser, from file://, as a reader without a network opens it.
+
+Needs Debian's chromium and a built book:  FOCAL_TUTORIAL_HTML=_build/html pytest tests/test_book_browser.py
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import pytest
+
+HTML = Path(os.environ["FOCAL_TUTORIAL_HTML"]).resolve() if os.environ.get("FOCAL_TUTORIAL_HTML") else None
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = [
+    pytest.mark.skipif(HTML is None, reason="no built book: set FOCAL_TUTORIAL_HTML to its folder"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
+
+
+@cache
+def source(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def pages() -> list[str]:
+    """Every page of the book, and the search and index pages."""
+    if HTML is None:
+        return ["book/intro.html"]
+    return sorted(
+        str(path.relative_to(HTML))
+        for path in HTML.rglob("*.html")
+        if not path.relative_to(HTML).parts[0].startswith("_") and 'http-equiv="Refresh"' not in source(path)
+    )
+
+
+each_page = pytest.mark.parametrize("page", pages())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@dataclass
+class Loaded:
+    """One open page, what it asked of the network, and what it complained about."""
+
+    name: str
+    tab: Any
+    asked: list[str]
+    complaints: list[str]
+
+
+@pytest.fixture(scope="module", params=pages())
+def loaded(browser: Any, request: pytest.FixtureRequest) -> Iterator[Loaded]:
+    assert HTML is not None
+    tab = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme="light").new_page()
+    page = Loaded(request.param, tab, [], [])
+    tab.on("request", lambda request: page.asked.append(request.url))
+    tab.on("requestfailed", lambda request: page.complaints.append(f"failed: {request.url}"))
+    tab.on("console", lambda line: page.complaints.append(line.text) if line.type == "error" else None)
+    tab.on("pageerror", lambda error: page.complaints.append(str(error)))
+    tab.goto((HTML / page.name).as_uri(), wait_until="load")
+    tab.evaluate("async () => { if (window.MathJax && MathJax.startup) await MathJax.startup.promise }")
+    yield page
+    tab.context.close()
+
+
+# Text and background of each visible text element; the background is the nearest ancestor's that has one.
+COLOURS = """() => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const background = (node) => {
+    for (; node; node = node.parentElement) {
+      const colour = parse(getComputedStyle(node).backgroundColor);
+      if (colour.length < 4 || colour[3] > 0.99) return colour.slice(0, 3);
+    }
+    return [255, 255, 255];
+  };
+  const selector = "p, li, td, th, h1, h2, h3, figcaption, dt, dd, pre, .admonition-title, a, code, summary";
+  return [...document.querySelectorAll(".bd-article-container, .bd-sidebar-primary, .bd-sidebar-secondary")]
+    .flatMap((part) => [...part.querySelectorAll(selector)])
+    .filter((node) => node.checkVisibility() && node.innerText.trim())
+    .map((node) => ({
+      text: node.innerText.trim().slice(0, 40),
+      ink: parse(getComputedStyle(node).color).slice(0, 3),
+      paper: background(node),
+    }));
+}"""
+
+
+def contrast(ink: list[float], paper: list[float]) -> float:
+    """WCAG's contrast ratio of two sRGB colours, 1 to 21."""
+
+    def luminance(colour: list[float]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colour)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(ink), luminance(paper)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_page_is_whole_without_a_network(loaded: Loaded) -> None:
+    assert [url for url in loaded.asked if not url.startswith(("file://", "data:", "blob:"))] == []
+    assert loaded.complaints == []
+
+
+def test_mathematics_is_rendered(loaded: Loaded) -> None:
+    raw = loaded.tab.locator(".math").evaluate_all(
+        "nodes => nodes.filter(n => !n.querySelector('mjx-container')).map(n => n.textContent)"
+    )
+    assert raw == []
+    wrong = loaded.tab.locator("mjx-merror, [data-mml-node='merror']").evaluate_all("ns => ns.map(n => n.innerHTML)")
+    assert wrong == []
+
+
+def test_no_markup_is_left_in_the_text(loaded: Loaded) -> None:
+    for article in loaded.tab.locator("article p, article li, article td").all_inner_texts():
+        assert not re.search(r"\{(glue|result|doc|ref|cite|eq|numref)\b", article), article
+        assert "$$" not in article, article
+
+
+def test_images_load_and_have_alt_text(loaded: Loaded) -> None:
+    images = loaded.tab.locator("img").evaluate_all(
+        "ns => ns.map(n => ({src: n.getAttribute('src'), alt: n.alt, wide: n.naturalWidth, lazy: n.loading}))"
+    )
+    for image in images:
+        assert image["alt"].strip(), image
+        assert image["wide"] > 0 or image["lazy"] == "lazy", image
+    described = loaded.tab.locator("article img:not(.no-card)").evaluate_all("ns => ns.map(n => n.alt)")
+    assert all(len(alt) > 20 and not alt.endswith((".png", ".svg")) for alt in described), described
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read(loaded: Loaded, scheme: str) -> None:
+    loaded.tab.emulate_media(color_scheme=scheme)
+    loaded.tab.wait_for_function("scheme => document.documentElement.dataset.theme == scheme", arg=scheme)
+    loaded.tab.wait_for_timeout(500)  # colours fade in
+    low = [node for node in loaded.tab.evaluate(COLOURS) if contrast(node["ink"], node["paper"]) < 4.5]
+    assert low == []
+
+
+def test_page_fits_a_narrow_screen(loaded: Loaded) -> None:
+    loaded.tab.set_viewport_size({"width": 390, "height": 844})
+    assert loaded.tab.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 1
+
+
+def test_contrast_of_known_pairs() -> None:
+    assert contrast([0, 0, 0], [255, 255, 255]) == pytest.approx(21)
+    assert contrast([119, 119, 119], [255, 255, 255]) == pytest.approx(4.48, abs=0.01)
+
+
+@cache
+def anchors(path: Path) -> frozenset[str]:
+    return frozenset(re.findall(r'\s(?:id|name)="([^"]+)"', source(path)))
+
+
+@each_page
+def test_internal_links_lead_somewhere(page: str) -> None:
+    assert HTML is not None
+    base = (HTML / page).as_uri()
+    for link in re.findall(r'<(?:a|link|img|script|source)\b[^>]*?\s(?:href|src)="([^"]+)"', source(HTML / page)):
+        target, fragment = urldefrag(urljoin(base, link.replace("&amp;", "&")))
+        if urlsplit(target).scheme != "file":
+            continue
+        path = Path(unquote(urlsplit(target).path))
+        assert path.exists(), f"{page}: {link}"
+        if fragment and path.suffix == ".html":
+            assert unquote(fragment) in anchors(path), f"{page}: {link}"
+
+
+@each_page
+def test_no_dead_buttons(page: str) -> None:
+    """Without a repository address there is nothing to launch, edit or report to."""
+    if "github.com" in source(HTML / page) and "colab.research" in source(HTML / page):
+        pytest.skip("built with a repository address")
+    assert HTML is not None
+    assert "launch-buttons" not in source(HTML / page)
+    assert "unpkg.com" not in source(HTML / page) and "cdn." not in source(HTML / page)
