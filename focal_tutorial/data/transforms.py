@@ -23,19 +23,21 @@ def train_transforms(
     canvas: tuple[int, int],
     *,
     flip: float = 0.5,
+    flip_vertical: float = 0.0,
     scale: tuple[float, float] | None = None,
     colour: float = 0.0,
 ) -> CanvasTransform:
-    """Augmentation for training: horizontal flip, scale jitter with crop or padding, colour jitter.
+    """Augmentation for training: flips, scale jitter with crop or padding, colour jitter.
 
     Args:
         canvas: `(H, W)` of every image that comes out, in pixels.
         flip: probability of a mirror image, 0…1.
+        flip_vertical: probability of turning it upside down, 0…1: for images without an up, as under a microscope.
         scale: the image is resized to a factor drawn from this range of the largest size that fits the
             canvas; what is larger than the canvas is cropped at a random place. None: it fits exactly.
         colour: brightness, contrast and saturation vary by a factor within 1 ± this, 0…1.
     """
-    return CanvasTransform(canvas, flip=flip, scale=scale, colour=colour)
+    return CanvasTransform(canvas, flip=flip, flip_vertical=flip_vertical, scale=scale, colour=colour)
 
 
 def eval_transforms(canvas: tuple[int, int]) -> CanvasTransform:
@@ -55,19 +57,21 @@ class CanvasTransform:
         canvas: tuple[int, int],
         *,
         flip: float = 0.0,
+        flip_vertical: float = 0.0,
         scale: tuple[float, float] | None = None,
         colour: float = 0.0,
     ) -> None:
         if len(canvas) != 2 or min(canvas) < 1:
             raise ValueError(f"canvas must be (height, width) of at least 1 pixel each, got {canvas!r}")
-        if not 0 <= flip <= 1:
-            raise ValueError(f"flip must be a probability in 0…1, got {flip!r}")
+        for name, chance in (("flip", flip), ("flip_vertical", flip_vertical)):
+            if not 0 <= chance <= 1:
+                raise ValueError(f"{name} must be a probability in 0…1, got {chance!r}")
         if scale is not None and not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale must be (low, high) with 0 < low <= high, got {scale!r}")
         if not 0 <= colour <= 1:
             raise ValueError(f"colour must be in 0…1, got {colour!r}")
         self.canvas = (int(canvas[0]), int(canvas[1]))
-        self.flip = flip
+        self.flip, self.flip_vertical = flip, flip_vertical
         self.scale = scale
         self.jitter = v2.ColorJitter(colour, colour, colour) if colour > 0 else None
 
@@ -85,6 +89,9 @@ class CanvasTransform:
         if self.flip > 0 and torch.rand(()) < self.flip:
             image = F.horizontal_flip(image)
             target = {**target, "boxes": F.horizontal_flip(target["boxes"])}
+        if self.flip_vertical > 0 and torch.rand(()) < self.flip_vertical:
+            image = F.vertical_flip(image)
+            target = {**target, "boxes": F.vertical_flip(target["boxes"])}
         if self.scale is not None:
             low, high = self.scale
             factor = low + (high - low) * float(torch.rand(()))

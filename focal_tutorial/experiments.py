@@ -1,0 +1,201 @@
+"""Named, seeded experiments whose results the book quotes.
+
+An experiment is a recipe for each profile ("cpu", "gpu"), run once per seed; its result file keeps the configuration,
+every seed's metrics, and where they were measured. `focal-tutorial experiment run NAME` makes it again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from focal_tutorial.checkpoint import write_json
+from focal_tutorial.data.bccd import prepare_bccd
+from focal_tutorial.data.coco import CocoDataset
+from focal_tutorial.errors import InputError
+from focal_tutorial.evaluate import evaluate
+from focal_tutorial.results import peak_memory, save_result
+from focal_tutorial.train import TrainConfig, load_checkpoint, train
+
+PROFILES = ("cpu", "gpu")
+
+# Chosen on BCCD's 87 validation images (see the notebook of chapter 14); the test images only measure.
+BCCD_RECIPES: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "model": "retinanet_tiny",
+        "model_options": {"sizes": (20, 40, 80)},
+        "canvas": (240, 320),
+        "cache": True,
+        "steps": 2200,
+        "batch_size": 4,
+        "optimizer": "adamw",
+        "lr": 0.005,
+        "warmup_steps": 50,
+        "ema": 0.99,
+        "flip_vertical": 0.5,
+        "channels_last": True,
+        "threads": 2,
+    },
+    "gpu": {
+        "model": "retinanet_resnet50_fpn",
+        "model_options": {"sizes": (24, 48, 96, 192, 384), "low_quality_iou": 0.4},
+        "canvas": (512, 672),
+        "cache": True,
+        "steps": 3000,
+        "batch_size": 16,
+        "optimizer": "adamw",
+        "lr": 5e-4,
+        "warmup_steps": 200,
+        "ema": 0.998,
+        "flip_vertical": 0.5,
+        "scale": (0.7, 1.4),
+        "colour": 0.2,
+        "amp": "bf16",
+        "channels_last": True,
+        "workers": 12,
+    },
+}
+
+
+def bccd_config(
+    profile: str, seed: int, out: Path | str, root: Path | str | None = None, **changes: Any
+) -> TrainConfig:
+    """The training run of chapter 14 on BCCD: `profile` "cpu" or "gpu", one seed, into the run folder `out`."""
+    paths = prepare_bccd(root)
+    return TrainConfig(
+        images=str(paths["images"]),
+        annotations=str(paths["train"]),
+        val_images=str(paths["images"]),
+        val_annotations=str(paths["val"]),
+        seed=seed,
+        out=str(out),
+        **{**BCCD_RECIPES[profile], **changes},
+    )
+
+
+def run_bccd(profile: str, seed: int, out: Path, root: Path | str | None, **changes: Any) -> dict[str, Any]:
+    """Train one seed, or go on where it was stopped; returns its metrics on BCCD's 72 test images."""
+    config = bccd_config(profile, seed, out, root, **changes)
+    config.resume = (out / "last.pt").exists()
+    trained = train(config)
+    paths = prepare_bccd(root)
+    model = load_checkpoint(out / "best.pt", device="cuda" if profile == "gpu" else "cpu")
+    metrics = evaluate(model, CocoDataset(paths["images"], paths["test"]))
+    return {**metrics, "validation_AP": trained["best"]["AP"], "train_seconds": trained["seconds"]}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What `experiment list` shows and `experiment run` does."""
+
+    title: str
+    run: Callable[..., dict[str, Any]]
+    recipes: dict[str, dict[str, Any]]
+    minutes: dict[
+        str, float
+    ]  # per seed and profile; the CPU's measured on two cores, the GPU's an estimate for an H200
+
+
+EXPERIMENTS = {
+    "bccd": Experiment(
+        "RetinaNet on BCCD, tested on its 72 test images", run_bccd, BCCD_RECIPES, {"cpu": 2.5, "gpu": 6}
+    ),
+}
+
+
+def pick_profile(profile: str | None) -> str:
+    """`profile`, or "gpu" where there is one and "cpu" elsewhere."""
+    if profile not in (None, *PROFILES):
+        raise InputError(f"profile: one of {', '.join(PROFILES)} wanted, got {profile!r}")
+    if profile == "gpu" and not torch.cuda.is_available():
+        raise InputError("profile gpu needs a CUDA device and torch sees none; use --profile cpu")
+    return profile or ("gpu" if torch.cuda.is_available() else "cpu")
+
+
+def run_experiment(
+    name: str,
+    *,
+    profile: str | None = None,
+    seeds: int = 3,
+    out: Path | str = "runs/experiments",
+    results: Path | str | None = None,
+    root: Path | str | None = None,
+    report: Callable[[str], None] = print,
+    **changes: Any,
+) -> Path:
+    """Run every seed that is not done yet and write `NAME_PROFILE.json` after each; returns its path.
+
+    A finished seed's metrics stay in `out`, so that a stopped experiment goes on with the next one.
+
+    Args:
+        name: a key of `EXPERIMENTS`.
+        profile: "cpu" or "gpu"; by default what the machine has.
+        seeds: how many, from 0 on.
+        out: folder for runs.
+        results: folder for the result file; `out` by default. The book reads `book/results`.
+        root: data root.
+        report: gets a line on progress.
+        changes: settings of `TrainConfig` to change, for trying things out; they are kept in the result.
+
+    Raises:
+        InputError: for an unknown name or profile, or data that is not there.
+    """
+    if name not in EXPERIMENTS:
+        raise InputError(f"no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}")
+    profile, experiment = pick_profile(profile), EXPERIMENTS[name]
+    folder = Path(out) / f"{name}_{profile}"
+    configuration = {**experiment.recipes[profile], **changes}
+    report(f"{name}, {profile}: {seeds} seeds, about {experiment.minutes[profile] * seeds:.0f} minutes")
+    runs: list[dict[str, Any]] = []
+    for seed in range(seeds):
+        run = _seed(experiment, profile, seed, folder, root, configuration, changes)
+        runs.append(run)
+        report(f"seed {seed}: AP {run['metrics']['AP']:.3f}, AP50 {run['metrics']['AP50']:.3f}, {run['seconds']:.0f} s")
+        path = save_result(
+            f"{name}_{profile}",
+            {"title": experiment.title, "config": configuration, "runs": runs},
+            wall_seconds=sum(r["seconds"] for r in runs),
+            peak_memory_mib=max((r["peak_memory_mib"] or 0 for r in runs), default=0) or None,
+            device="cuda" if profile == "gpu" else "cpu",
+            folder=_made(Path(results) if results is not None else Path(out)),
+        )
+    return path
+
+
+def _seed(
+    experiment: Experiment,
+    profile: str,
+    seed: int,
+    folder: Path,
+    root: Path | str | None,
+    configuration: dict[str, Any],
+    changes: dict[str, Any],
+) -> dict[str, Any]:
+    """One seed's run: its stored record if it was finished with this configuration, else made now."""
+    record = folder / f"seed-{seed}.json"
+    configuration = json.loads(json.dumps(configuration))  # as it comes back from the file: lists for tuples
+    if record.exists():
+        stored: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        if stored["config"] == configuration:
+            return dict(stored["run"])
+    started = time.perf_counter()
+    metrics = experiment.run(profile, seed, _made(folder / f"seed-{seed}"), root, **changes)
+    run = {
+        "seed": seed,
+        "metrics": metrics,
+        "seconds": round(time.perf_counter() - started, 1),
+        "peak_memory_mib": peak_memory("cuda" if profile == "gpu" else "cpu"),
+    }
+    write_json(record, {"config": configuration, "run": run})
+    return run
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
