@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
-import tempfile
 from pathlib import Path
 
 from focal_tutorial.data.download import download, read_zip, write_files
-from focal_tutorial.data.root import cache_root, data_root
+from focal_tutorial.data.root import cache_root, data_root, new_folder
 from focal_tutorial.data.voc import convert_voc
 from focal_tutorial.errors import InputError
 
@@ -138,27 +136,20 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _install(files: dict[str, bytes], folder: Path) -> None:
-    """Write and convert the dataset in a temporary folder, then rename that to `folder`."""
-    temporary = Path(tempfile.mkdtemp(prefix=".bccd-", dir=folder.parent))
+    """Write and convert the dataset; another process that was faster has done the same."""
     try:
-        os.chmod(temporary, 0o755)
-        write_files(files, temporary)
-        for split in SPLITS:
-            convert_voc(
-                temporary / "Annotations",
-                temporary / f"{split}.json",
-                split_file=temporary / "ImageSets" / "Main" / f"{split}.txt",
-                image_dir=temporary / "JPEGImages",
-            )
-        if folder.exists() and not _is_complete(folder):
-            shutil.rmtree(folder)
-        try:
-            os.replace(temporary, folder)
-        except OSError:  # another process was faster
-            if not _is_complete(folder):
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with new_folder(folder) as temporary:
+            write_files(files, temporary)
+            for split in SPLITS:
+                convert_voc(
+                    temporary / "Annotations",
+                    temporary / f"{split}.json",
+                    split_file=temporary / "ImageSets" / "Main" / f"{split}.txt",
+                    image_dir=temporary / "JPEGImages",
+                )
+    except OSError as error:
+        if not _is_complete(folder):
+            raise InputError(f"cannot write {folder}: {error.strerror}; give another folder with --root") from error
 
 
 def _writable(folder: Path) -> bool:

@@ -88,15 +88,12 @@ def _columns(entries: list[Any]) -> np.ndarray | None:
     try:
         integers = {type(e[key]) for e in entries for key in ("id", "image_id", "category_id")}
         flags = {type(e.get("iscrowd", 0)) for e in entries}
+        numbers = {type(value) for e in entries for value in e["bbox"]}
         boxes = np.array([e["bbox"] for e in entries])
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         return None
-    if (
-        integers != {int}
-        or not flags <= {int, bool}
-        or boxes.shape != (len(entries), 4)
-        or boxes.dtype.kind not in "if"
-    ):
+    typed = integers == {int} and flags <= {int, bool} and numbers <= {int, float}
+    if not typed or boxes.shape != (len(entries), 4) or boxes.dtype.kind not in "if":
         return None
     return boxes.astype(np.float64)
 

@@ -33,7 +33,8 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            # The plain class's method: PNG's own decodes the whole image to look behind its pixels.
+            turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     except _DAMAGE as error:
         raise _unreadable(path, error) from error
     return ((width, height) if turned else (height, width)), (height, width)

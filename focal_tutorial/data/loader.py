@@ -65,6 +65,7 @@ def make_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(0),  # else each epoch takes a number from the caller's generator
     )
 
 
@@ -82,10 +83,19 @@ class EpochLoader(DataLoader[Any]):
         self.batch_sampler.epoch, self.batch_sampler.start_batch = epoch, start_batch
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        for batch in batches:
             if isinstance(batch, InputError):
-                raise batch  # here, not in a worker, for its message to stay one line
+                break
             yield batch
+        else:
+            return
+        # Raised here and not in a worker, for its message to stay one line. The workers end first: a traceback that
+        # someone keeps would keep them, too.
+        message = str(batch)
+        self._iterator = None
+        del batches, batch
+        raise InputError(message)
 
 
 class EpochBatchSampler(Sampler[list[tuple[int, int]]]):

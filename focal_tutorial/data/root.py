@@ -1,11 +1,19 @@
-"""Where datasets are kept."""
+"""Where datasets are kept, and how a folder of them is put there in one step."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
+
+from focal_tutorial.errors import InputError
+
+MARK = ".made-by-focal-tutorial"  # a file in every folder made here; no other folder is ever replaced
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -20,3 +28,31 @@ def data_root(root: str | Path | None = None) -> Path:
 def cache_root() -> Path:
     """The folder for datasets in the user's cache directory."""
     return platformdirs.user_cache_path("focal-tutorial", appauthor=False)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which takes the place of `folder` at the end of the block if nothing is raised.
+
+    Raises:
+        InputError: `folder` exists and was not made in this way, or its parent cannot be written to.
+    """
+    if folder.exists() and not (folder / MARK).is_file():
+        raise InputError(f"{folder} exists and was not made by this program: move it away, or give another --root")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder.parent}: {error.strerror}; give another folder with --root"
+        ) from error
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        (temporary / MARK).touch()
+        if folder.exists():
+            os.replace(folder, temporary.with_suffix(".old"))
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary.with_suffix(".old"), ignore_errors=True)

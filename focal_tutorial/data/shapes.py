@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from focal_tutorial.data.dataset import DetectionDataset, Sample, no_boxes
-from focal_tutorial.data.root import data_root
+from focal_tutorial.data.root import data_root, new_folder
 from focal_tutorial.data.shapes_draw import Scene, ShapesConfig, draw_scene, plan_scene
 
 SPLITS = {"train": 0, "val": 1, "test": 2}
@@ -119,6 +116,9 @@ def make_shapes(
         num_train, num_val: images of each split.
         options: fields of `ShapesConfig`, as for `ShapesDataset`.
 
+    Raises:
+        InputError: the folder cannot be written to, or was made by someone else.
+
     Returns:
         Paths: `train_images`, `train` (its JSON), `val_images`, `val`.
     """
@@ -128,20 +128,21 @@ def make_shapes(
     paths = {f"{name}_images": folder / name for name in splits}
     paths |= {name: folder / f"{name}.json" for name in splits}
     contents = {name: json.dumps(dataset.coco_dict()) for name, dataset in splits.items()}
-    if all(paths[name].is_file() and paths[name].read_text() == text for name, text in contents.items()):
+    if all(_has_files(folder, name, text) for name, text in contents.items()):
         return paths
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".shapes-", dir=folder.parent))
-    try:
+    with new_folder(folder) as temporary:
         for name, dataset in splits.items():
             (temporary / name).mkdir()
             for index, image in enumerate(dataset.coco_dict()["images"]):
                 pixels = draw_scene(dataset.config, dataset.scene(index))
                 Image.fromarray(pixels).save(temporary / name / image["file_name"], compress_level=1)
             (temporary / f"{name}.json").write_text(contents[name])
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return paths
+
+
+def _has_files(folder: Path, split: str, text: str) -> bool:
+    """Whether a split is there with just these annotations, and its images with it."""
+    annotations = folder / f"{split}.json"
+    if not annotations.is_file() or annotations.read_text() != text:
+        return False
+    return all((folder / split / image["file_name"]).is_file() for image in json.loads(text)["images"])

@@ -42,10 +42,11 @@ class ShapesConfig:
 
     def __post_init__(self) -> None:
         for name in ("objects", "distractors", "radius", "contrast", "classes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists, as from JSON, are welcome
+            if isinstance(getattr(self, name), list):  # as from JSON
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("objects", "distractors", "radius", "contrast"):
             pair = getattr(self, name)
-            if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
+            if not isinstance(pair, tuple) or len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
                 raise ValueError(f"{name} must be (low, high) with 0 <= low <= high, got {pair!r}")
         if self.radius[0] < 2 or self.size < 2 * self.radius[1] + 4:
             raise ValueError(f"radius must be at least 2 and fit the image of {self.size} pixels, got {self.radius!r}")
