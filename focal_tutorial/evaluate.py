@@ -221,6 +221,10 @@ def run_coco_eval(annotations: Annotations, results: Results | str | PathLike[st
     """pycocotools' COCOeval for boxes, evaluated and accumulated in silence; faults as `evaluate_coco`."""
     truth = ground_truth(annotations)
     rows: Results = results if isinstance(results, list) else _read_json(results)
+    fields = {"image_id", "category_id", "bbox", "score"}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and fields <= row.keys() for row in rows):
+        name = "results" if isinstance(results, list) else str(results)
+        raise InputError(f"{name}: not COCO results, a list of objects with {', '.join(sorted(fields))}")
     where = "the annotations" if isinstance(annotations, dict) else str(annotations)
     for result in rows:
         if result["image_id"] not in truth.imgs or result["category_id"] not in truth.cats:

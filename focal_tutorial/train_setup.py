@@ -82,9 +82,11 @@ def load_data(
 
 
 def _augmentation(config: TrainConfig) -> Any:
-    canvas = config.canvas or (0, 0)
+    c = config
     try:
-        return train_transforms(canvas, flip=config.flip, flip_vertical=config.flip_vertical, scale=config.scale, colour=config.colour)
+        return train_transforms(
+            c.canvas or (0, 0), flip=c.flip, flip_vertical=c.flip_vertical, scale=c.scale, colour=c.colour
+        )
     except ValueError as error:
         raise InputError(str(error)) from error
 
