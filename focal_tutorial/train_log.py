@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from focal_tutorial.checkpoint import write_atomically
-from focal_tutorial.distributed import gather_lists, rank, sum_over_ranks, world_size
+from focal_tutorial.distributed import gather_lists, rank, share, sum_over_ranks, world_size
 from focal_tutorial.errors import InputError
 
 COLUMNS = ("step", "epoch", "lr", "loss", "classification", "bbox_regression", "images_per_second", "AP", "AP50")
@@ -49,7 +49,7 @@ class LossWatch:
 
     def _stop(self, index: int, mine: Tensor, everyone: Tensor) -> None:
         step, image_ids, _ = self._pending[index]
-        bad_ids = gather_lists([] if mine[index].isfinite().all() else image_ids)
+        bad_ids = share(gather_lists([] if mine[index].isfinite().all() else image_ids))
         parts = ", ".join(f"{name} {value:g}" for name, value in zip(LOSSES, everyone[index].tolist(), strict=True))
         raise InputError(
             f"the loss is not finite at step {step} ({parts}), on the images with id {', '.join(map(str, bad_ids))}. "

@@ -128,7 +128,7 @@ def test_what_pycocotools_cannot_use_is_left_out(coco: Any) -> None:
 
 def test_files_that_cannot_be_used(coco: Any, tmp_path: Path) -> None:
     truth, results = coco
-    with pytest.raises(InputError, match="nowhere.json: cannot be read"):
+    with pytest.raises(InputError, match=r"nowhere.json: cannot be read"):
         evaluate_coco(tmp_path / "nowhere.json", results)
     (tmp_path / "broken.json").write_text('{"images": [')
     with pytest.raises(InputError, match="not valid JSON"):
@@ -228,7 +228,7 @@ def test_unreadable_image_is_one_line(shapes: ShapesDataset, monkeypatch: Any, w
 
     broken = ShapesDataset(3, split="val", size=64, cache=False)
     monkeypatch.setattr(ShapesDataset, "load_image", fail)
-    with pytest.raises(InputError, match="^image 0 is truncated$"):
+    with pytest.raises(InputError, match=r"^image 0 is truncated$"):
         evaluate(Oracle(broken), broken, workers=workers)
 
 
