@@ -170,7 +170,7 @@ def evaluate_coco(annotations: Annotations, results: Results | str | PathLike[st
 
     Raises:
         InputError: for files that cannot be read, and results of images or categories that are not in
-        `annotations`.
+            `annotations`.
     """
     coco_eval = run_coco_eval(annotations, results)
     precision = coco_eval.eval["precision"][..., -1]  # (10 IoUs, 101 recalls, K, 4 areas), at 100 detections

@@ -58,8 +58,7 @@ def save_result(
 
     Args:
         payload: "config" (JSON-able), "runs" (a list of `{"seed": int, "metrics": {…}, …}`), and whatever
-        else the
-            experiment wants kept.
+            else the experiment wants kept.
         wall_seconds: of all runs together.
         peak_memory_mib: by default `peak_memory(device)` now.
         device: that ran it.
