@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -58,6 +58,13 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def same_buffers(model: nn.Module) -> None:
+    """Give every process rank 0's buffers: each has gathered statistics of batch norm from its own images."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def share(value: T) -> T:

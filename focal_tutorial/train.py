@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from focal_tutorial.checkpoint import load_checkpoint, save_checkpoint, write_json
 from focal_tutorial.data.dataset import DetectionDataset
 from focal_tutorial.data.loader import Batch, make_loader
-from focal_tutorial.distributed import process_group, rank, sum_over_ranks, world_size
+from focal_tutorial.distributed import process_group, rank, same_buffers, sum_over_ranks, world_size
 from focal_tutorial.errors import InputError
 from focal_tutorial.evaluate import AMP_DTYPES, check_classes, evaluate
 from focal_tutorial.optim import Accumulation, AveragedWeights, learning_rate, make_optimizer
@@ -51,8 +51,8 @@ def train(config: TrainConfig, *, model: RetinaNet | None = None, progress: bool
         progress: show a bar and lines.
 
     Returns:
-        What `evaluate` returns, where there is a validation set; "step", "loss", "seconds" (of training, all calls
-        together), "out", and "best": the metrics and the step of best.pt.
+        What `evaluate` returns, where there is a validation set; "step", "loss" (the mean of the last rows of
+        log.csv), "seconds" (of training, all calls together), "out", and "best": metrics and step of best.pt.
 
     Raises:
         InputError: for settings or data that cannot be used, and when the loss is not finite.
@@ -136,6 +136,12 @@ class Run:
                         self.log.bar.update()
                         self.seconds = time.perf_counter() - start
                         self._after_step(epoch, stop)
+        except RuntimeError as error:  # torch raises it wherever the program is when a worker dies
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                f"a process that loads images died after step {self.step} (memory?); resume with fewer workers"
+            ) from error
         finally:
             self.log.close()
         results = {**self.last, "step": self.step, "seconds": round(self.seconds, 2), "best": self.best}
@@ -149,16 +155,7 @@ class Run:
         self.loader.set_epoch(epoch, done * self.config.accumulate)
         batches = iter(self.loader)
         for _ in range(min(self.steps_per_epoch - done, self.total_steps - self.step)):
-            try:
-                yield [next(batches) for _ in range(self.config.accumulate)]
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                self._save()
-                raise InputError(
-                    f"a process that loads images died after step {self.step} (out of memory?); the run is saved: use "
-                    "fewer workers and go on with resume"
-                ) from error
+            yield [next(batches) for _ in range(self.config.accumulate)]
 
     def _train_step(self, batches: list[Batch]) -> None:
         """One update of the weights, on one batch or on `accumulate` of them."""
@@ -245,12 +242,13 @@ class Run:
         model = self.average.model if self.average else self.model
         metrics: dict[str, Any] = {}
         if self.val_set is not None:
+            same_buffers(model)
             metrics = evaluate(
                 model, self.val_set, batch_size=c.batch_size, amp=c.amp, workers=c.workers, progress=self.log.progress
             )
             self.log.metrics(self.step, epoch, metrics)
         self.last = {**self.last, **metrics}
-        if not self.best or (metrics.get("AP") or 0.0) > (self.best.get("AP") or 0.0):
+        if self.val_set is None or not self.best or (metrics.get("AP") or 0.0) > (self.best.get("AP") or 0.0):
             self.best = {**metrics, "step": self.step}
             if rank() == 0:
                 save_checkpoint(self.folder / "best.pt", {**self._header(), "model": model.state_dict()})

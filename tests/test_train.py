@@ -18,7 +18,7 @@ import torch
 
 from focal_tutorial.checkpoint import read_checkpoint, save_checkpoint, write_atomically
 from focal_tutorial.criterion import Criterion
-from focal_tutorial.data.shapes import make_shapes
+from focal_tutorial.data.shapes import ShapesDataset, make_shapes
 from focal_tutorial.errors import InputError
 from focal_tutorial.optim import Accumulation, AveragedWeights, learning_rate, make_optimizer
 from focal_tutorial.train import Run, TrainConfig, load_checkpoint, train
@@ -196,6 +196,25 @@ def test_a_loss_that_is_not_finite_stops_with_its_images(tmp_path: Path, monkeyp
     last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert last["step"] == 4  # step 8 would have been saved with NaN in it
     assert all(value.isfinite().all() for value in last["model"].values())
+
+
+def test_a_worker_that_dies(tmp_path: Path, monkeypatch: Any) -> None:
+    load = ShapesDataset.load_image
+
+    def killed(self: ShapesDataset, index: int) -> torch.Tensor:
+        if torch.utils.data.get_worker_info() is not None and index == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load(self, index)
+
+    monkeypatch.setattr(ShapesDataset, "load_image", killed)
+    with pytest.raises(InputError, match=r"a process that loads images died .* resume with fewer workers"):
+        train(config(tmp_path / "run", workers=1), progress=False)
+
+
+def test_tensorboard_is_an_extra(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match=r"pip install focal-tutorial\[tensorboard\]"):
+        train(config(tmp_path / "run", tensorboard=True), progress=False)
 
 
 def test_accumulation_is_one_large_batch(tmp_path: Path) -> None:
