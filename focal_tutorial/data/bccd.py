@@ -136,20 +136,15 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _install(files: dict[str, bytes], folder: Path) -> None:
-    """Write and convert the dataset; another process that was faster has done the same."""
-    try:
-        with new_folder(folder) as temporary:
-            write_files(files, temporary)
-            for split in SPLITS:
-                convert_voc(
-                    temporary / "Annotations",
-                    temporary / f"{split}.json",
-                    split_file=temporary / "ImageSets" / "Main" / f"{split}.txt",
-                    image_dir=temporary / "JPEGImages",
-                )
-    except OSError as error:
-        if not _is_complete(folder):
-            raise InputError(f"cannot write {folder}: {error.strerror}; give another folder with --root") from error
+    with new_folder(folder) as temporary:
+        write_files(files, temporary)
+        for split in SPLITS:
+            convert_voc(
+                temporary / "Annotations",
+                temporary / f"{split}.json",
+                split_file=temporary / "ImageSets" / "Main" / f"{split}.txt",
+                image_dir=temporary / "JPEGImages",
+            )
 
 
 def _writable(folder: Path) -> bool:

@@ -70,13 +70,14 @@ def _fetch(url: str, part: Path) -> None:
         total = have + int(length) if length and length.isdigit() else None
         with (
             open(part, "ab" if have else "wb") as stream,
-            tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, leave=False) as bar,
+            tqdm(total=total, initial=have, unit="B", unit_scale=True, desc="download", leave=False) as bar,
         ):
             while chunk := response.read(CHUNK):
                 stream.write(chunk)
                 have += len(chunk)
                 bar.update(len(chunk))
                 if have > MAX_BYTES:
+                    part.unlink()
                     raise InputError(f"{url} sends more than {MAX_BYTES} bytes: not the file that was expected")
     if total is not None and have < total:
         raise ConnectionError(f"the connection ended after {have} of {total} bytes")

@@ -34,25 +34,28 @@ def cache_root() -> Path:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder to fill, which takes the place of `folder` at the end of the block if nothing is raised.
 
+    Where another process made `folder` in the meantime, that one stays.
+
     Raises:
-        InputError: `folder` exists and was not made in this way, or its parent cannot be written to.
+        InputError: `folder` exists and was not made in this way, or cannot be written.
     """
-    if folder.exists() and not (folder / MARK).is_file():
+    replaces = folder.exists()
+    if replaces and not (folder / MARK).is_file():
         raise InputError(f"{folder} exists and was not made by this program: move it away, or give another --root")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        old = temporary.with_suffix(".old")
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            (temporary / MARK).touch()
+            if replaces:
+                os.replace(folder, old)
+            if not (folder / MARK).is_file():
+                os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise InputError(
-            f"cannot write to {folder.parent}: {error.strerror}; give another folder with --root"
-        ) from error
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        (temporary / MARK).touch()
-        if folder.exists():
-            os.replace(folder, temporary.with_suffix(".old"))
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(temporary.with_suffix(".old"), ignore_errors=True)
+        raise InputError(f"cannot write {folder}: {error.strerror or error}; give another place with --root") from error
