@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
 import tempfile
 from collections.abc import Callable
 from os import PathLike
@@ -71,7 +72,7 @@ def read_checkpoint(path: str | PathLike[str], device: str | torch.device = "cpu
             f"{path}: refused, since it holds more than tensors and plain values (or is no checkpoint); use "
             " a checkpoint written by focal-tutorial train"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, LookupError, struct.error) as error:
         raise InputError(
             f"{path}: broken or no checkpoint ({type(error).__name__}); "
             "is the copy complete? use best.pt or last.pt of a run folder"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
         raise InputError(f"weights: no such file and no known name: {path} (known: 'COCO_V1')")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, LookupError, struct.error) as error:
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(
             f"{path} cannot be read as weights ({first}); a file of torch.save with tensors only is wanted"
