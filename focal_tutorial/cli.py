@@ -1,4 +1,4 @@
-"""The command line: `focal-tutorial data | convert-voc | inspect | train | evaluate | predict`.
+"""The command line: `focal-tutorial data | convert-voc | inspect | train | evaluate | predict | experiment`.
 
 Thin: each command turns words into arguments and calls the package. Torch is imported inside the commands, so that
 `--help` answers at once. Exit status: 0 done, 2 bad usage or bad input (one line on stderr), 130 interrupted.
@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from focal_tutorial import __version__
+from focal_tutorial.cli_experiment import app as experiment_app
 from focal_tutorial.cli_options import parse_options, parse_size
 from focal_tutorial.cli_train import train
 from focal_tutorial.errors import InputError
 
 if TYPE_CHECKING:
     from focal_tutorial.imbalance import ImbalanceReport
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 app = typer.Typer(
     name="focal-tutorial",
@@ -162,6 +165,7 @@ def _write_report(report: ImbalanceReport, out: Path) -> None:
 
 
 app.command()(train)
+app.add_typer(experiment_app, name="experiment")
 
 
 @app.command()
@@ -238,6 +242,8 @@ def run(args: Sequence[str] | None = None) -> int:
     debug = "--debug" in words or bool(os.environ.get("FOCAL_TUTORIAL_DEBUG"))
     try:
         status = app(words, standalone_mode=False, prog_name="focal-tutorial")
+        if status == INTERRUPTED:  # newer typer turns Ctrl-C into this, older into Abort
+            raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -245,7 +251,7 @@ def run(args: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         again = "; the same command with --resume goes on from the last checkpoint" if "train" in words else ""
         typer.echo(f"stopped{again}", err=True)
-        return 130
+        return INTERRUPTED
     except Exception as error:
         if debug:
             raise
@@ -262,7 +268,8 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, InputError):
         return 2, str(error)
     if isinstance(error, OSError):
-        return 2, f"{error.filename or 'a file'}: {error.strerror or error}; check the path, permissions and free space"
+        where = f"{error.filename}: " if error.filename else "reading or writing a file: "
+        return 2, f"{where}{error.strerror or error}; check the path, permissions and free space"
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
         return 2, "out of memory; take a smaller --batch-size or --size"
     if isinstance(error, ValueError | TypeError):

@@ -40,7 +40,7 @@ BCCD_RECIPES: dict[str, dict[str, Any]] = {
         "ema": 0.99,
         "flip_vertical": 0.5,
         "channels_last": True,
-        "threads": 2,
+        "threads": 1,
     },
     "gpu": {
         "model": "retinanet_resnet50_fpn",

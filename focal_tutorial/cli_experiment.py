@@ -1,0 +1,45 @@
+"""`focal-tutorial experiment {list, run NAME}`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Run the book's experiments again: named, seeded, resumable.", no_args_is_help=True)
+
+
+class Profile(str, Enum):
+    """How large an experiment is run."""
+
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+@app.command("list")
+def list_experiments() -> None:
+    """Name, subject, and minutes per seed of every experiment."""
+    from focal_tutorial.experiments import EXPERIMENTS
+
+    for name, experiment in EXPERIMENTS.items():
+        minutes = ", ".join(f"{profile} {value:g}" for profile, value in experiment.minutes.items())
+        typer.echo(f"{name:8} {experiment.title}; minutes a seed: {minutes}")
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="One of `experiment list`.")],
+    profile: Annotated[Profile | None, typer.Option(help="cpu or gpu; by default gpu where there is one.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 0 on.", min=1)] = 3,
+    out: Annotated[
+        Path, typer.Option(help="Folder for runs and NAME_PROFILE.json; what is done there is not done again.")
+    ] = Path("runs/experiments"),
+    root: Annotated[Path | None, typer.Option(help="Folder with the datasets; as for `data`.")] = None,
+) -> None:
+    """Train and test every seed that is not done yet; the result file grows with each."""
+    from focal_tutorial.experiments import run_experiment
+
+    path = run_experiment(name, profile=profile.value if profile else None, seeds=seeds, out=out, root=root)
+    typer.echo(f"written: {path}")
