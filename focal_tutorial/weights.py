@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
-import struct
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
