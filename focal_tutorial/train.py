@@ -7,6 +7,7 @@ divides by the foreground of all processes, rank 0 writes the files.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +30,7 @@ from focal_tutorial.train_setup import (
     StopRequest,
     computing,
     describe,
+    latest_folder,
     load_data,
     make_model,
     open_folder,
@@ -46,7 +48,8 @@ def train(config: TrainConfig, *, model: RetinaNet | None = None, progress: bool
     with the highest AP, averaged where `config.ema` is on; what `load_checkpoint` wants) and metrics.json.
 
     Args:
-        config: see `TrainConfig`. With `resume`, the run in `config.out` goes on to the same result.
+        config: see `TrainConfig`. With `resume`, the run in `config.out` (else the latest in runs/) goes on to the same
+            result.
         model: trained instead of the one that `config` describes, for losses and samplers that no configuration has.
         progress: show a bar and lines.
 
@@ -58,8 +61,10 @@ def train(config: TrainConfig, *, model: RetinaNet | None = None, progress: bool
         InputError: for settings or data that cannot be used, and when the loss is not finite.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the last finished step is saved.
     """
-    stored = read_last(config) if config.resume else None
-    if stored is not None:
+    stored = None
+    if config.resume:
+        config = dataclasses.replace(config, out=str(latest_folder(config)))
+        stored = read_last(config)
         config = config.continued(stored["config"])
     with process_group(pick_device(config.device)) as device, computing(config):
         return Run(config, device, model, stored, progress).finish()

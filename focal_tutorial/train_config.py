@@ -155,7 +155,9 @@ class TrainConfig:
         """
         default = TrainConfig().to_dict()
         given = {name: value for name, value in self.to_dict().items() if value != default[name]}
-        changed = [name for name in given if name not in FREE_ON_RESUME and given[name] != stored.get(name)]
+        # Of a dictionary only the given entries count: `resolved` may have added others.
+        again = {n: {**stored[n], **value} if isinstance(value, dict) else value for n, value in given.items()}
+        changed = [name for name in given if name not in FREE_ON_RESUME and again[name] != stored.get(name)]
         if changed:
             name = changed[0]
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -130,9 +131,7 @@ def describe(
 
 def read_last(config: TrainConfig) -> dict[str, Any]:
     """The last.pt of the run to resume."""
-    if config.out is None:
-        raise InputError("resume: name the run folder to go on with (out)")
-    path = Path(config.out) / "last.pt"
+    path = Path(config.out or ".") / "last.pt"
     if not path.exists():
         raise InputError(f"resume: {path} does not exist; start the run without resume")
     state = read_checkpoint(path)
@@ -159,9 +158,7 @@ def open_folder(config: TrainConfig) -> Path:
 
 
 def _open_folder(config: TrainConfig) -> Path:
-    folder = (
-        Path(config.out) if config.out is not None else _free_folder("shapes" if config.images is None else "train")
-    )
+    folder = Path(config.out) if config.out is not None else next(f for f in _folders(config) if not f.exists())
     if not config.resume and any((folder / name).exists() for name in ("last.pt", "best.pt", "log.csv")):
         raise InputError(f"{folder} already holds a run: resume it, or choose another out")
     try:
@@ -174,12 +171,20 @@ def _open_folder(config: TrainConfig) -> Path:
     return folder
 
 
-def _free_folder(name: str) -> Path:
-    folder, number = Path("runs", name), 1
-    while folder.exists():
-        number += 1
-        folder = Path("runs", f"{name}-{number}")
-    return folder
+def _folders(config: TrainConfig) -> Iterator[Path]:
+    """Where runs go that name no folder: runs/shapes, runs/shapes-2, … or runs/train, …"""
+    name = "shapes" if config.images is None else "train"
+    return (Path("runs", name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+
+
+def latest_folder(config: TrainConfig) -> Path:
+    """The folder of the run to resume: `config.out`, else the last one that was made without a name."""
+    if config.out is not None:
+        return Path(config.out)
+    made = list(itertools.takewhile(Path.exists, _folders(config)))
+    if not made:
+        raise InputError(f"resume: there is no run in {next(_folders(config))}; name the run folder (out)")
+    return made[-1]
 
 
 class StopRequest:

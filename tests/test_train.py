@@ -164,8 +164,6 @@ def test_finished_run_resumes_to_itself(unbroken: Path) -> None:
 def test_resume_keeps_its_settings(unbroken: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lr is 0\.5, but the run .* was started with 0\.003"):
         train(TrainConfig(out=str(unbroken), resume=True, lr=0.5), progress=False)
-    with pytest.raises(InputError, match="name the run folder"):
-        train(TrainConfig(resume=True), progress=False)
     with pytest.raises(InputError, match=r"last\.pt does not exist"):
         train(config(tmp_path, resume=True), progress=False)
     state = torch.load(unbroken / "last.pt", weights_only=True)
@@ -179,6 +177,9 @@ def test_resume_keeps_its_settings(unbroken: Path, tmp_path: Path) -> None:
         train(TrainConfig(out=str(tmp_path / "other"), resume=True), progress=False)
     resumed = TrainConfig(out="x", resume=True, threads=3, workers=1).continued(state["config"])
     assert (resumed.threads, resumed.workers, resumed.steps, resumed.lr) == (3, 1, 12, 0.003)
+    config(tmp_path, resume=True).continued(state["config"])  # the command of the start, repeated
+    with pytest.raises(InputError, match="model_options is"):
+        config(tmp_path, resume=True, model_options={"gamma": 1.0}).continued(state["config"])
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_images(tmp_path: Path, monkeypatch: Any) -> None:
@@ -382,6 +383,10 @@ def test_folders(unbroken: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     free = dataclasses.replace(config(tmp_path), out=None, steps=1)
     assert [Path(train(free, progress=False)["out"]) for _ in range(2)] == [Path("runs/shapes"), Path("runs/shapes-2")]
+    again = train(dataclasses.replace(free, resume=True), progress=False)
+    assert Path(again["out"]) == Path("runs/shapes-2") and again["step"] == 1
+    with pytest.raises(InputError, match="there is no run in runs/train"):
+        train(TrainConfig(images="a", annotations="b", resume=True), progress=False)
 
 
 class Malicious:
