@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from . import fused
 from ._loss_checks import check_common, check_reduction, check_softmax
 from .focal_term import (
     _Focal,
@@ -63,7 +64,7 @@ def sigmoid_focal_loss(
             (K,); None or a negative number: no balancing.
         gamma: focusing parameter, any number >= 0; 0 is (balanced) cross entropy.
         reduction: "none" (shape of inputs), "sum", or "mean" over all elements of rows that are not ignored.
-        normalizer: divides the loss, e.g. the number of positive anchors; a float > 0, or a 0-d tensor that is
+        normalizer: divides the loss, e.g. the number of positive anchors; a float > 0 or a 0-d tensor,
             used without waiting for the device. Not with "mean".
 
     Returns:
@@ -75,9 +76,13 @@ def sigmoid_focal_loss(
     """
     check_gamma(gamma)
     check_common(inputs, targets, alpha, reduction, normalizer)
-    x, t, kept = _dense_targets(inputs, targets)
+    learned = targets.requires_grad or (isinstance(alpha, Tensor) and alpha.requires_grad)
+    if not learned and fused.path_for(inputs) != "reference":
+        loss = fused.fused_focal_loss(inputs, targets, alpha, gamma, reduce=reduction != "none")
+        return _normalize(loss, inputs, targets, reduction, normalizer)
+    x, t = _dense_targets(inputs, targets)
     loss = _balance(_focal_of_targets(x, t, gamma), t, alpha)
-    return _reduce(loss, inputs, kept, reduction, normalizer)
+    return _reduce(loss, inputs, targets, reduction, normalizer)
 
 
 def balanced_cross_entropy(
@@ -113,12 +118,12 @@ def focal_loss_star(
     if not gamma > 0 or gamma == float("inf"):
         raise ValueError(f"gamma must be a finite number > 0, got {gamma}")
     check_common(inputs, targets, alpha, reduction, normalizer)
-    x, t, kept = _dense_targets(inputs, targets)
+    x, t = _dense_targets(inputs, targets)
     positive = focal_term(beta + gamma * x, 0.0) / gamma  # gamma = 0: -log sigmoid, exactly
     negative = focal_term(beta - gamma * x, 0.0) / gamma
     loss = torch.where(t > 0, t * positive, 0.0) + torch.where(t < 1, (1 - t) * negative, 0.0)
     loss = _balance(loss, t, alpha)
-    return _reduce(loss, inputs, kept, reduction, normalizer)
+    return _reduce(loss, inputs, targets, reduction, normalizer)
 
 
 def softmax_focal_loss(
@@ -151,9 +156,7 @@ def softmax_focal_loss(
     kept = targets != ignore_index
     index = torch.where(kept, targets, 0).unsqueeze(dim)
     if inputs.device.type == "cpu" and bool(((index < 0) | (index >= inputs.shape[dim])).any()):
-        raise ValueError(
-            f"targets must lie in 0 … {inputs.shape[dim] - 1} or equal ignore_index ({ignore_index})"
-        )
+        raise ValueError(f"targets must lie in 0 … {inputs.shape[dim] - 1} or equal ignore_index ({ignore_index})")
     x = _Finite.apply(at_least_float32(inputs).masked_fill(~kept.unsqueeze(dim), 0.0))
     loss = focal_term(_margin(x, index, dim), gamma)
     if alpha is not None:
@@ -175,12 +178,8 @@ def smooth_l1(inputs: Tensor, targets: Tensor, beta: float = 1 / 9, reduction: s
     if not beta >= 0:
         raise ValueError(f"beta must be a number >= 0, got {beta}")
     if inputs.shape != targets.shape:
-        raise ValueError(
-            f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} must have one shape"
-        )
-    loss = F.smooth_l1_loss(
-        at_least_float32(inputs), at_least_float32(targets), beta=beta, reduction=reduction
-    )
+        raise ValueError(f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} must have one shape")
+    loss = F.smooth_l1_loss(at_least_float32(inputs), at_least_float32(targets), beta=beta, reduction=reduction)
     return loss.to(inputs.dtype) if reduction == "none" else loss
 
 
@@ -189,9 +188,7 @@ class SigmoidFocalLoss(nn.Module):
 
     alpha: float | Tensor | None
 
-    def __init__(
-        self, alpha: float | Tensor | None = 0.25, gamma: float = 2.0, reduction: str = "mean"
-    ) -> None:
+    def __init__(self, alpha: float | Tensor | None = 0.25, gamma: float = 2.0, reduction: str = "mean") -> None:
         super().__init__()
         check_gamma(gamma)
         check_reduction(reduction)
@@ -202,9 +199,7 @@ class SigmoidFocalLoss(nn.Module):
         self.gamma, self.reduction = gamma, reduction
 
     def forward(self, inputs: Tensor, targets: Tensor, normalizer: float | Tensor | None = None) -> Tensor:
-        return sigmoid_focal_loss(
-            inputs, targets, self.alpha, self.gamma, self.reduction, normalizer=normalizer
-        )
+        return sigmoid_focal_loss(inputs, targets, self.alpha, self.gamma, self.reduction, normalizer=normalizer)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"
@@ -280,11 +275,11 @@ def _focal_of_targets(x: Tensor, t: Tensor, gamma: float) -> Tensor:
     return (t * torch.sigmoid(-x) + (1 - t) * torch.sigmoid(x)) ** gamma * ce
 
 
-def _dense_targets(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits and targets (..., K) in one dtype, and which rows count (None: all)."""
+def _dense_targets(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and targets (..., K) in one dtype."""
     x = at_least_float32(inputs)
     if targets.shape == inputs.shape and (targets.is_floating_point() or targets.dtype == torch.bool):
-        return x, targets.to(x.dtype), None
+        return x, targets.to(x.dtype)
     kept = targets != IGNORE
     x = x.masked_fill(~kept.unsqueeze(-1), 0.0)  # a NaN there must not reach the gradient
     classes = torch.arange(inputs.shape[-1], device=inputs.device)
@@ -296,20 +291,23 @@ def _dense_targets(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Ten
                 f"integer targets must lie in 0 … {inputs.shape[-1] - 1}, -1 (background) or -2 (ignored); "
                 f"got {targets[bad][0].item()}"
             )
-        return x, t, kept
-    return x, t.masked_fill(bad.unsqueeze(-1), torch.nan), kept
+        return x, t
+    return x, t.masked_fill(bad.unsqueeze(-1), torch.nan)
 
 
-def _reduce(
-    loss: Tensor, inputs: Tensor, kept: Tensor | None, reduction: str, normalizer: float | Tensor | None
+def _reduce(loss: Tensor, inputs: Tensor, targets: Tensor, reduction: str, normalizer: float | Tensor | None) -> Tensor:
+    """Terms (..., K) of the loss, those of ignored rows taken out, added up as asked."""
+    if targets.dim() < loss.dim():
+        loss = loss.masked_fill((targets == IGNORE).unsqueeze(-1), 0.0)
+    return _normalize(loss if reduction == "none" else _sum(loss), inputs, targets, reduction, normalizer)
+
+
+def _normalize(
+    loss: Tensor, inputs: Tensor, targets: Tensor, reduction: str, normalizer: float | Tensor | None
 ) -> Tensor:
-    if kept is not None:
-        loss = loss.masked_fill(~kept.unsqueeze(-1), 0.0)
     if reduction == "mean":
-        count = loss.numel() if kept is None else kept.sum() * loss.shape[-1]
-        return _sum(loss) / count
-    if reduction == "sum":
-        loss = _sum(loss)
+        rows = (targets != IGNORE).sum() * inputs.shape[-1] if targets.dim() < inputs.dim() else inputs.numel()
+        return loss / rows
     if normalizer is not None:
         loss = loss / normalizer
     return loss.to(inputs.dtype) if reduction == "none" else loss
