@@ -14,13 +14,11 @@ from PIL import Image
 BCCD_ARCHIVE = "BCCD_Dataset-d272fb14cdff6e473fafeeeba32aba5f560e9e43.zip"
 
 
-def picture(path: Path, width: int = 40, height: int = 30, mode: str = "RGB", seed: int = 0, **save: Any) -> Path:
+def picture(path: Path, width: int = 40, height: int = 30, seed: int = 0, **save: Any) -> Path:
     """Write an image of noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    channels = len(Image.new(mode, (1, 1)).getbands())
-    shape = (height, width) if channels == 1 else (height, width, channels)
-    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    Image.fromarray(pixels, mode=None if mode != "CMYK" else mode).save(path, **save)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **save)
     return path
 
 

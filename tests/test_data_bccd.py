@@ -314,6 +314,19 @@ def test_archive_in_a_writable_data_root_is_used_there(tmp_path, files, monkeypa
     assert not (tmp_path / "cache").exists()
 
 
+def test_archive_in_the_cache_is_used_again(tmp_path, files):
+    """As after a run that was killed between download and conversion, with a data root that is read-only."""
+    root, cache = tmp_path / "shared", tmp_path / "cache"
+    root.mkdir()
+    cache.mkdir()
+    (cache / BCCD_ARCHIVE).write_bytes(pack(files))
+    root.chmod(0o555)
+    try:
+        check(prepare_bccd(root), cache)
+    finally:
+        root.chmod(0o755)
+
+
 def test_no_place_to_write_to(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(bccd, "cache_root", lambda: tmp_path / "file" / "cache")

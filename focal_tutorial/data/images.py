@@ -83,8 +83,9 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "F":
         raise ValueError("32-bit float pixels have no fixed range; convert the image to 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, or 32 that carry 16
-        wide = np.asarray(image)
-        narrow = (wide.clip(0, 65535) >> 8 if wide.max(initial=0) > 255 or image.mode != "I" else wide).astype(np.uint8)
+        wide = np.asarray(image).clip(0, 65535)
+        sixteen = image.mode != "I" or wide.max(initial=0) > 255
+        narrow = (wide >> 8 if sixteen else wide).astype(np.uint8)
         return np.repeat(narrow[:, :, None], 3, axis=2)  # (H, W, 3)
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # palettes with transparency: PIL warns on the direct way
