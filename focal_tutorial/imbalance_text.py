@@ -248,11 +248,13 @@ def _unreached(report: ImbalanceReport) -> str:
                 f"{change.unreached:,} ({percent(change.unreached, report.boxes)})",
             ]
         )
+    if len(rows) == 2:
+        rows.append(["(no change that was tried)", "", ""])
     lines.append(table(rows))
     if report.smallest is not None:
         s = report.smallest
-        lines.append(f"  smallest anchors that would: from {number(s.now)} px down to {number(s.side)} px on P{s.level} "
-                     f"(stride {s.stride}), {s.unreached:,} left")  # fmt: skip
+        down = f"from {number(s.now)} px down to {number(s.side)} px on P{s.level} (stride {s.stride})"
+        lines.append(f"  smallest anchors that would: {down}, {s.unreached:,} left")
     worst = [["worst", "id", "class", "width×height", "best IoU", "reason"]]
     for box in report.unreached_boxes[:LISTED]:
         size = f"{box.width:g}×{box.height:g}"

@@ -15,6 +15,7 @@ from focal_tutorial.errors import InputError
 from focal_tutorial.evaluate import Metrics, Results, pr_curves
 from focal_tutorial.imbalance_text import table
 from focal_tutorial.plotting import plot_precision_recall, save_figure
+from focal_tutorial.predict import write_results
 from focal_tutorial.preprocess import Preprocess
 from focal_tutorial.retinanet import BUILDERS, build_model
 from focal_tutorial.train import load_checkpoint
@@ -64,8 +65,7 @@ def write_evaluation(out: Path, annotations: dict[str, Any], results: Results, m
     """metrics.json, detections.json and precision_recall.png into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "metrics.json", metrics)
-    write_json(out / "detections.json", results)
+    write_results(out / "detections.json", results)
     figure = Figure(figsize=(5.5, 4.2), layout="constrained")
-    curves = {name: curve for name, curve in pr_curves(annotations, results).items()}
-    alt = plot_precision_recall(figure.subplots(), curves)
+    alt = plot_precision_recall(figure.subplots(), pr_curves(annotations, results))
     save_figure(figure, out / "precision_recall.png", alt=alt)

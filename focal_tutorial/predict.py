@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from focal_tutorial.checkpoint import write_json
+from focal_tutorial.checkpoint import write_atomically
 from focal_tutorial.data.images import load_image
 from focal_tutorial.errors import InputError
 from focal_tutorial.evaluate import detections_to_coco
@@ -137,8 +137,13 @@ def predict(
             save_picture(target, image, shown["boxes"], shown["labels"], names=names, scores=shown["scores"])
         counts = {name: int((shown["labels"] == k).sum()) for k, name in enumerate(names)}
         report(Predicted(path, {name: n for name, n in counts.items() if n}, target if pictures else None))
-    write_json(folder / "detections.json", results)
+    write_results(folder / "detections.json", results)
     return faults
+
+
+def write_results(path: str | Path, results: list[dict[str, Any]]) -> None:
+    """COCO results as JSON, on one line: they are many, and for programs."""
+    write_atomically(path, lambda file: file.write(json.dumps(results).encode()))
 
 
 def _picture_paths(paths: Sequence[Path], folder: Path) -> list[Path]:

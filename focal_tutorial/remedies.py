@@ -63,8 +63,9 @@ def changes_that_help(anchors: AnchorGenerator, parts: Sequence[Part], need: flo
         ),
         ("input 1.5 times as large", {}, 1.5),
         ("input twice as large", {}, 2.0),
+        ("input twice as large, anchors halved", {"sizes": [size / 2 for size in sizes]}, 2.0),
     ]
-    if levels[0] > 1:
+    if levels[0] > 2:  # the backbones' finest stage has stride 4
         finer = {"levels": (levels[0] - 1, *levels), "sizes": (sizes[0] / 2, *sizes)}
         settings.append((f"add level P{levels[0] - 1}, {sizes[0] / 2:g} px", finer, 1.0))
     for name, change, scale in settings:

@@ -62,7 +62,9 @@ def plot_series(
     return f"Curves over {x}: {', '.join(spans) or 'no values'}."
 
 
-def plot_precision_recall(ax: Axes, curves: Mapping[str, Mapping[str, Sequence[float]]], *, iou: float = 0.5) -> str:
+def plot_precision_recall(
+    ax: Axes, curves: Mapping[str, Mapping[str, Sequence[float] | np.ndarray]], *, iou: float = 0.5
+) -> str:
     """Precision against recall, one curve per class, as `evaluate.pr_curves` gives them at that `iou`."""
     areas = []
     for i, (name, curve) in enumerate(curves.items()):
