@@ -1,9 +1,10 @@
 """Run notebooks and store their outputs, the same bytes each time on one machine.
 
     python .ci/execute.py notebooks/05_focal_loss.ipynb ...
+    python .ci/execute.py --times notebooks/*.ipynb     and write book/results/notebook_times.json
 
-No timings are recorded and the metadata is the same for all: a second run of an unchanged notebook leaves an
-empty diff. A cell that raises stops the run, and the file on disk stays as it was.
+No timings are recorded in the notebook and the metadata is the same for all: a second run of an unchanged notebook
+leaves an empty diff. A cell that raises stops the run, and the file on disk stays as it was.
 """
 
 from __future__ import annotations
@@ -13,14 +14,22 @@ import time
 from pathlib import Path
 
 import nbformat
+import torch
 from nbclient import NotebookClient
 
+from focal_tutorial.results import save_result
+
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+# Run after the last cell and not kept: the largest memory of the notebook's own process, in MiB on Linux.
+PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
 
 
-def execute(path: Path) -> None:
+def execute(path: Path) -> dict[str, int]:
+    """Run, store, and return the seconds and the peak memory in MiB."""
     notebook = nbformat.read(path, as_version=4)
     keep = notebook.metadata.get("focal_tutorial")  # what the notebook needs, see conftest.py
+    notebook.cells.append(nbformat.v4.new_code_cell(PEAK))
+    start = time.perf_counter()
     NotebookClient(
         notebook,
         timeout=1800,
@@ -28,20 +37,29 @@ def execute(path: Path) -> None:
         record_timing=False,
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
+    measured = {"seconds": round(time.perf_counter() - start), "mib": int(notebook.cells.pop().outputs[0].text)}
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     if keep is not None:
         notebook.metadata["focal_tutorial"] = keep
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
+    return measured
 
 
 def main() -> None:
-    if not sys.argv[1:]:
+    paths = [Path(name) for name in sys.argv[1:] if name != "--times"]
+    if not paths:
         sys.exit(__doc__)
-    for name in sys.argv[1:]:
-        start = time.perf_counter()
-        execute(Path(name))
-        print(f"{name}: {time.perf_counter() - start:.0f} s")
+    measured = {}
+    for path in paths:
+        measured[path.stem] = execute(path)
+        print(f"{path}: {measured[path.stem]['seconds']} s, {measured[path.stem]['mib']} MiB", flush=True)
+    if "--times" in sys.argv:
+        payload = {"config": {"notebooks": [*measured]}, "runs": [{"seed": 0, "metrics": measured}]}
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        seconds = sum(one["seconds"] for one in measured.values())
+        name = "notebook_times" if device == "cpu" else "notebook_times_gpu"
+        print(save_result(name, payload, wall_seconds=seconds, device=device))
 
 
 if __name__ == "__main__":

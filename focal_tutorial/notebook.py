@@ -6,9 +6,10 @@ import random
 import warnings
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib import style
+from matplotlib.rcsetup import cycler
 
 # Okabe and Ito's palette: told apart by colour-blind readers, on white as on the book's dark pages.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -18,7 +19,7 @@ STYLE: dict[str, Any] = {
     "figure.dpi": 110,
     "figure.facecolor": "white",
     "savefig.bbox": "tight",
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -51,7 +52,7 @@ def setup(threads: int = 2, seed: int = 0) -> None:
     torch.manual_seed(seed)
     torch.set_printoptions(precision=4, sci_mode=False)
     np.set_printoptions(precision=4, suppress=True)
-    mpl.rcParams.update(STYLE)
+    style.use(STYLE)
     # A library's deprecation note would land in the stored output and break the comparison later.
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
