@@ -111,6 +111,14 @@ def test_boxes_cropped_away_go_with_their_labels():
             assert x2 - x1 <= 2 * (whole[2] - whole[0]) and y2 - y1 <= 2 * (whole[3] - whole[1])
 
 
+def test_crops_come_from_everywhere():
+    transform = train_transforms((30, 40), flip=0, scale=(2.0, 2.0))
+    torch.manual_seed(0)
+    boxes = [transform(*sample(boxes=((19, 14, 21, 16),)))[1]["boxes"] for _ in range(200)]
+    corners = torch.cat([box for box in boxes if len(box) and (box[0, 2:] - box[0, :2] == 4).all()])[:, :2]
+    assert corners.min() == 0 and corners[:, 0].max() > 30 and corners[:, 1].max() > 22
+
+
 def test_image_without_boxes():
     image, target = train_transforms((48, 48), flip=1.0, scale=(0.5, 2.0), colour=0.4)(*sample(boxes=()))
     assert image.shape == (3, 48, 48) and target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
