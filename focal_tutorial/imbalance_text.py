@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from focal_tutorial.imbalance_counts import Spread
 
 WIDTH = 98
+LISTED_CLASSES = 40  # classes in the text, those with most boxes
 LISTED = 8  # unreached boxes in the text; the JSON has more
 
 
@@ -86,12 +87,15 @@ def _coverage(report: ImbalanceReport) -> list[str]:
     if not report.unreached:
         return [f"Every box is reached by an anchor at IoU ≥ {need:g}."]
     nothing = f"overlap no anchor by IoU ≥ {need:g}: with the paper's matching they train nothing."
+    usual = report.unreached / report.boxes
+    hit = [row for row in report.classes if row.unreached > max(0.01, 2 * usual) * row.boxes]
     said = []
-    for row in sorted(report.classes, key=lambda row: -row.unreached):
-        if row.unreached >= max(1, 0.01 * row.boxes):
-            share = percent(row.unreached, row.boxes)
-            said.append(f"{row.unreached:,} of {row.boxes:,} {row.name} boxes ({share}) {nothing}")
-    said = said[:3] or [f"{report.unreached:,} of {report.boxes:,} boxes {nothing}"]
+    for row in sorted(hit, key=lambda row: -row.unreached)[:3]:
+        share = percent(row.unreached, row.boxes)
+        said.append(f"{row.unreached:,} of {row.boxes:,} {row.name} boxes ({share}) {nothing}")
+    if sum(row.unreached for row in hit) < 0.5 * report.unreached:
+        share = percent(report.unreached, report.boxes)
+        said.insert(0, f"{report.unreached:,} of {report.boxes:,} boxes ({share}) {nothing}")
     reason, count = next(iter(report.reasons.items()))
     low, high = report.levels[0].sides[0], report.levels[-1].sides[1]
     why = {
@@ -106,13 +110,18 @@ def _coverage(report: ImbalanceReport) -> list[str]:
 
 
 def _advice(report: ImbalanceReport) -> str:
-    better = [change for change in report.changes[1:] if change.unreached <= 0.5 * report.unreached]
+    """The cheapest change that gains at least half of what any gains, and the sizes that would do it."""
+    gains = [report.unreached - change.unreached for change in report.changes]
+    enough = max(0.5 * max(gains), 0.1 * report.unreached)
     texts = []
-    if report.smallest is not None and report.smallest.unreached <= 0.5 * report.unreached:
-        s = report.smallest
+    s = report.smallest
+    small = next(iter(report.reasons)) == "too small"  # most of them
+    if s is not None and small and report.unreached - s.unreached >= enough:
         texts.append(f"anchors down to {number(s.side)} px on P{s.level} would leave {s.unreached:,}")
-    if better:
-        texts.append(f"the change “{better[0].change}” {better[0].unreached:,}")
+    for change, gain in zip(report.changes, gains, strict=True):
+        if gain >= enough:
+            texts.append(f"the change “{change.change}” would leave {change.unreached:,}")
+            break
     return f" {'; '.join(texts)[0].upper()}{'; '.join(texts)[1:]}." if texts else ""
 
 
@@ -182,7 +191,10 @@ def _reading(report: ImbalanceReport) -> str:
 
 def _classes(report: ImbalanceReport) -> str:
     rows = [["class", "boxes", "share", "images", "small", "medium", "large", "median side", "unreached"]]
-    for row in report.classes:
+    shown = report.classes
+    if len(shown) > LISTED_CLASSES:
+        shown = sorted(shown, key=lambda row: -row.boxes)[:LISTED_CLASSES]
+    for row in shown:
         rows.append(
             [
                 row.name[:24], f"{row.boxes:,}", percent(row.boxes, report.boxes), f"{row.images:,}",
@@ -197,11 +209,17 @@ def _classes(report: ImbalanceReport) -> str:
             ["all", f"{report.boxes:,}", "", f"{report.counted - report.images_without_boxes:,}", *sums, "",
              f"{report.unreached:,} ({percent(report.unreached, report.boxes)})"]
         )  # fmt: skip
-    note = "  small, medium, large: COCO's bins, area under 32², under 96², above, in the original image;\n"
-    note += "  median side √(w·h) in the network's input; unreached: no anchor at IoU ≥ "
-    note += f"{report.thresholds['foreground_iou']:g}"
+    need = report.thresholds["foreground_iou"]
+    notes = [
+        "small, medium, large: COCO's bins, area under 32², under 96², above, in the original image",
+        "median side √(w·h) in the network's input",
+        f"unreached: no anchor at IoU ≥ {need:g}",
+    ]
+    if len(shown) < len(report.classes):
+        notes.append(f"{len(report.classes) - len(shown)} classes with fewer boxes are in the JSON")
     if report.images_without_boxes:
-        note += f"; {report.images_without_boxes:,} images have no box"
+        notes.append(f"{report.images_without_boxes:,} images have no box")
+    note = textwrap.fill("; ".join(notes), WIDTH, initial_indent="  ", subsequent_indent="  ")
     return f"Boxes per class\n{table(rows)}\n{note}"
 
 

@@ -103,8 +103,8 @@ def test_a_small_set_counted_by_hand(mixed: CocoData) -> None:
     report = imbalance_report(mixed, anchors, canvas=(128, 128))
     assert (report.images, report.counted, report.boxes) == (4, 4, 3)
     assert report.anchors_per_image == 16 * 16
-    # Around a box that an anchor of its size fits exactly, one stride off in one axis is IoU 24·32/(2·32² − 24·32) = .6,
-    # two axes 24²/(2·32² − 24²) = .39, two strides 16·32/(2·32² − 16·32) = .33: 1 + 4 foreground anchors.
+    # An anchor fits the first box exactly. One stride off in one axis is IoU 24·32/(2·32² − 24·32) = .6, in both axes
+    # 24²/(2·32² − 24²) = .39, two strides in one 16·32/(2·32² − 16·32) = .33: 1 + 4 foreground anchors.
     assert report.foreground.max == 5 and report.foreground.mean == 5 / 4
     assert report.ignored.max == 0
     assert report.ratio == (4 * 256 - 5) / 5

@@ -98,6 +98,7 @@ def plot_box_sizes(ax: Axes, report: ImbalanceReport) -> str:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("box side √(w·h) in pixels of the network's input (black: the anchors')", fontsize=8.5, color=INK)
     ax.set_ylabel("boxes", fontsize=8.5, color=INK)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v)))
     ax.legend(
         fontsize=8,
         frameon=False,
@@ -128,6 +129,7 @@ def plot_best_iou(ax: Axes, report: ImbalanceReport) -> str:
     ax.set_xlim(0, 1)
     ax.set_xlabel("best IoU of a box with any anchor", fontsize=8.5, color=INK)
     ax.set_ylabel("boxes", fontsize=8.5, color=INK)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v)))
     tidy(ax)
     text = f"{report.unreached:,} of {report.boxes:,} ({share}) lie below {need:g}"
     return f"Histogram of the best IoU of each box: {text}."
@@ -151,7 +153,8 @@ def plot_class_coverage(ax: Axes, report: ImbalanceReport) -> str:
                     textcoords="offset points", va="center", fontsize=8,
                     color=INK if outside else "white")  # fmt: skip
     names = [row.name if len(row.name) <= 18 else row.name[:17] + "…" for row in rows]
-    ax.set_yticks(y, [f"{name}\n{row.boxes:,} boxes" for name, row in zip(names, rows, strict=True)])
+    between, unit = ("\n", " boxes") if len(rows) <= 6 else (" · ", "")
+    ax.set_yticks(y, [f"{name}{between}{row.boxes:,}{unit}" for name, row in zip(names, rows, strict=True)])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xlim(0, 100)
     hidden = f", {len(rows)} of {len(report.classes)} classes" if len(rows) < len(report.classes) else ""
