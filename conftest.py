@@ -39,6 +39,8 @@ def needs_of(notebook: Any) -> list[str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        for tag in getattr(item, "cell", {}).get("metadata", {}).get("tags", []):
+            item.keywords[tag] = True  # carried into the report, for the summary below
         notebook = getattr(item.parent, "nb", None)
         if notebook is not None and "bccd" in needs_of(notebook) and bccd_is_missing():
             item.add_marker(pytest.mark.skip(reason=bccd_is_missing()))
@@ -54,3 +56,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail("this cell was never run: no execution count (CONTRIBUTING.md, Notebooks)", pytrace=False)
     if source.endswith(";"):
         pytest.fail("this cell ends in `;`, which nbval fails: end a plot with plt.show()", pytrace=False)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """List the cells that ran without being compared: each is a place where a change goes unseen."""
+    ignored: dict[str, list[str]] = {}
+    for report in terminalreporter.stats.get("passed", []):
+        if report.when == "call" and "nbval-ignore-output" in report.keywords:
+            notebook, _, cell = report.nodeid.partition("::")
+            ignored.setdefault(notebook, []).append(cell.removeprefix("Cell "))
+    if ignored:
+        terminalreporter.section("notebook cells run but not compared")
+        for notebook, cells in ignored.items():
+            terminalreporter.write_line(f"{notebook}: cells {', '.join(cells)}")

@@ -51,7 +51,7 @@ def closure(platform: dict[str, str], extras: tuple[str, ...] = EXTRAS) -> dict[
             continue
         for line in found[name].requires or []:
             need = Requirement(line)
-            environment = {**default_environment(), **platform, "extra": extra}
+            environment: dict[str, str] = {**default_environment(), **platform, "extra": extra}  # type: ignore[dict-item]
             if need.marker is None or need.marker.evaluate(environment):
                 todo += [(canonicalize_name(need.name), e) for e in ("", *need.extras)]
     del found[PROJECT]
