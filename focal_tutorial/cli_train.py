@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,6 +108,8 @@ def train(
     from focal_tutorial.train import train as run_training
 
     metrics = run_training(TrainConfig(**given))
+    if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks for all
+        return
     if "AP" in metrics:
         typer.echo(metrics_text(metrics), nl=False)
     typer.echo(f"\nwritten: {metrics['out']}; use it: focal-tutorial predict {metrics['out']}/best.pt IMAGE…")
