@@ -138,6 +138,8 @@ def test_images_in_pages_have_alt_text(path: Path) -> None:
 )
 def test_no_path_of_a_machine(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":  # a picture's base64 may spell anything
+        text = re.sub(r'"image/(?:png|jpeg)": "[^"]*"', "", text)
     found = re.search(r"/(?:home|root|Users|work|tmp|var|private|mnt)/[\w.-]+|[A-Z]:\\\\?Users|file://", text)
     assert found is None, found
 
@@ -301,9 +303,8 @@ def test_a_wrong_repository_address_stops_the_build() -> None:
         load_extension("repository").switch_on(App(), Options("https://example.org/focal"))
 
 
-def test_shipped_configuration_has_no_address_yet() -> None:
+def test_configuration_leaves_execution_to_nbval() -> None:
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    assert config["repository"]["url"] == ""
     assert config["execute"]["execute_notebooks"] == "off"
 
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_command
 
 from focal_tutorial.cli import app
@@ -59,7 +60,9 @@ def test_named_files_exist() -> None:
 
 
 def test_no_invented_address() -> None:
+    address = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
+    known = ("https://arxiv.org/", "https://creativecommons.org/", *([address] if address else []))
     for name in ("README.md", "CONTRIBUTING.md", "book/intro.md", "pyproject.toml"):
         text = (ROOT / name).read_text(encoding="utf-8")
-        for address in re.findall(r"https?://[^\s)>\"']+", text):
-            assert address.startswith(("https://arxiv.org/", "https://creativecommons.org/")), address
+        for link in re.findall(r"https?://[^\s)>\"']+", text):
+            assert link.startswith(known), link
