@@ -112,7 +112,7 @@ def convert_voc_command(
     for problem in problems:
         typer.echo(str(problem), err=True)
     counts = [f"{len(content[key]):,} {key}" for key in ("images", "annotations", "categories")]
-    typer.echo(f"{out_json}: {', '.join(counts)}; {len(problems)} problems")
+    typer.echo(f"{out_json}: {', '.join(counts)}; {len(problems)} problem{'s' * (len(problems) != 1)}")
 
 
 @app.command()
@@ -193,7 +193,7 @@ def evaluate(
     model = load_checkpoint(checkpoint, pick_device(device))
     dataset = CocoDataset(images, annotations)
     if dataset.problems:
-        typer.echo(f"{len(dataset.problems)} problems in {annotations}; `focal-tutorial inspect` lists them", err=True)
+        typer.echo(f"problems in {annotations}: {len(dataset.problems)}; `focal-tutorial inspect` lists them", err=True)
     results = detect(model, dataset, batch_size=batch_size, amp=amp, workers=workers, progress=sys.stderr.isatty())
     metrics = evaluate_coco(dataset.coco_dict(), results)
     typer.echo(metrics_text(metrics), nl=False)

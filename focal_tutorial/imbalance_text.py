@@ -62,7 +62,8 @@ def findings(report: ImbalanceReport) -> list[str]:
     if report.problems:
         kinds = Counter(problem["kind"] for problem in report.problems).most_common(3)
         listed = ", ".join(f"{count} × {kind}" for kind, count in kinds)
-        said.append(f"{len(report.problems)} problems in the data ({listed}): listed below with file and id.")
+        count = len(report.problems)
+        said.append(f"{count} problem{'s' * (count > 1)} in the data ({listed}): listed below with file and id.")
     return said
 
 

@@ -268,7 +268,7 @@ def test_convert_voc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     (tmp_path / "a.xml").write_text(f"<annotation><filename>a.jpg</filename>{size}{objects}</annotation>")
     assert cli.run(["convert-voc", str(tmp_path), f"{tmp_path}/out.json"]) == 0
     captured = capsys.readouterr()
-    assert "1 images, 1 annotations, 1 categories; 1 problems" in captured.out
+    assert "1 images, 1 annotations, 1 categories; 1 problem" in captured.out
     assert len(captured.err.splitlines()) == 1 and "a." in captured.err
 
 

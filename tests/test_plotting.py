@@ -202,3 +202,10 @@ def test_no_global_state_is_touched(tmp_path: Path) -> None:
     plot_ap_bars(axes()[0, 0], {"cat": [0.5]})
     assert dict(mpl.rcParams) == before
     assert len(set(PALETTE)) == len(PALETTE)
+
+
+def test_class_names_in_any_script_are_no_trouble(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    alt = save_picture(tmp_path / "a.png", torch.zeros(3, 64, 80), BOXES, LABELS, names=["적혈구", "α-cell"])
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info["Description"] == alt and "적혈구" in alt
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

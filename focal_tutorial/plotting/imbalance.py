@@ -196,5 +196,5 @@ def headline(report: ImbalanceReport) -> str:
     ratio = f"foreground : background = 1 : {number(report.ratio)}" if report.ratio else "no foreground anchor"
     share = percent(report.unreached, report.boxes)
     unreached = f"{report.unreached:,} of {report.boxes:,} boxes out of reach ({share})"
-    bad = f"{len(report.problems)} problems in the data" if report.problems else "no problems in the data"
+    bad = f"{len(report.problems) or 'no'} problem{'s' * (len(report.problems) != 1)} in the data"
     return f"{report.dataset[:40]}: {ratio}   ·   {unreached}   ·   {bad}"
