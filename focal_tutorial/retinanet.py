@@ -195,9 +195,16 @@ def _build(
 
 
 def _resnet(
-    name: str, in_channels: Sequence[int], num_classes: int | None, weights: Weights | None,
-    weights_backbone: str | None, norm: str | None, trainable: int | None, options: dict[str, Any],
-) -> RetinaNet:  # fmt: skip
+    name: str,
+    in_channels: Sequence[int],
+    num_classes: int | None,
+    *,
+    weights: Weights | None = None,
+    weights_backbone: str | None = None,
+    norm: str | None = None,
+    trainable: int | None = None,
+    **options: Any,
+) -> RetinaNet:
     loaded = None if weights is None else read_weights(weights, name)
     if loaded is not None and loaded.from_torchvision:
         options = {**TORCHVISION, "frozen_eps": loaded.eps, **options}
@@ -241,46 +248,28 @@ def retinanet_resnet50_fpn(
         InputError: where weights cannot be fetched, read, or do not fit.
         TypeError, ValueError: for an unknown option or a value out of range.
     """
-    return _resnet("resnet50", (512, 1024, 2048), num_classes, weights, weights_backbone, norm, trainable, options)
+    given: dict[str, Any] = {
+        "weights": weights,
+        "weights_backbone": weights_backbone,
+        "norm": norm,
+        "trainable": trainable,
+    }
+    return _resnet("resnet50", (512, 1024, 2048), num_classes, **given, **options)
 
 
-def retinanet_resnet101_fpn(
-    num_classes: int | None = None,
-    *,
-    weights: Weights | None = None,
-    weights_backbone: str | None = None,
-    norm: str | None = None,
-    trainable: int | None = None,
-    **options: Any,
-) -> RetinaNet:
+def retinanet_resnet101_fpn(num_classes: int | None = None, **arguments: Any) -> RetinaNet:
     """RetinaNet on ResNet-101; arguments as `retinanet_resnet50_fpn` (torchvision has no such detector to load)."""
-    return _resnet("resnet101", (512, 1024, 2048), num_classes, weights, weights_backbone, norm, trainable, options)
+    return _resnet("resnet101", (512, 1024, 2048), num_classes, **arguments)
 
 
-def retinanet_resnet34_fpn(
-    num_classes: int | None = None,
-    *,
-    weights: Weights | None = None,
-    weights_backbone: str | None = None,
-    norm: str | None = None,
-    trainable: int | None = None,
-    **options: Any,
-) -> RetinaNet:
+def retinanet_resnet34_fpn(num_classes: int | None = None, **arguments: Any) -> RetinaNet:
     """RetinaNet on ResNet-34; arguments as `retinanet_resnet50_fpn`."""
-    return _resnet("resnet34", (128, 256, 512), num_classes, weights, weights_backbone, norm, trainable, options)
+    return _resnet("resnet34", (128, 256, 512), num_classes, **arguments)
 
 
-def retinanet_resnet18_fpn(
-    num_classes: int | None = None,
-    *,
-    weights: Weights | None = None,
-    weights_backbone: str | None = None,
-    norm: str | None = None,
-    trainable: int | None = None,
-    **options: Any,
-) -> RetinaNet:
+def retinanet_resnet18_fpn(num_classes: int | None = None, **arguments: Any) -> RetinaNet:
     """RetinaNet on ResNet-18; arguments as `retinanet_resnet50_fpn`."""
-    return _resnet("resnet18", (128, 256, 512), num_classes, weights, weights_backbone, norm, trainable, options)
+    return _resnet("resnet18", (128, 256, 512), num_classes, **arguments)
 
 
 def retinanet_tiny(
