@@ -116,7 +116,7 @@ static inline float term(float x, float t, double gamma) {
   float a = std::fabs(x), e = exp_negative(-a, 0.f), r = 1.f / (1.f + e), l = log1p_unit(e);
   float wrong = x < 0 ? t : 1.f - t;
   float ce = l + (wrong == 0.f ? 0.f : wrong * a), q = (wrong + (1.f - wrong) * e) * r;
-  return soft_power<TWICE, SOFT>(q, wrong, a, l, gamma) * ce;
+  return ce > FLT_MAX ? ce : soft_power<TWICE, SOFT>(q, wrong, a, l, gamma) * ce;
 }
 
 template <int TWICE, bool SOFT>
@@ -178,11 +178,11 @@ static void blocks(const Job &job, int64_t first, int64_t last, int64_t height) 
   const int64_t K = job.columns, size = height * K;
   const double gamma = job.gamma;
   std::vector<float> scratch(4 * size);
-  float *negative = scratch.data(), *difference = negative + size, *result = negative + 2 * size,
+  float *negative = scratch.data(), *positive = negative + size, *result = negative + 2 * size,
         *converted = negative + 3 * size;
   for (int64_t i = 0; i < size; i++) {  // the weights, repeated for every row of a block
     negative[i] = job.negative[i % K];
-    difference[i] = job.positive[i % K] - job.negative[i % K];
+    positive[i] = job.positive[i % K];
   }
   for (int64_t block = first; block < last; block++) {
     const int64_t row = block * height, start = row * K;
@@ -198,7 +198,7 @@ static void blocks(const Job &job, int64_t first, int64_t last, int64_t height) 
       else
         for (int64_t i = 0; i < n; i++)
           result[i] = BACKWARD ? slope<TWICE, false>(x[i], t[i], gamma) : term<TWICE, false>(x[i], t[i], gamma);
-      for (int64_t i = 0; i < n; i++) result[i] *= t[i] * difference[i] + negative[i];
+      for (int64_t i = 0; i < n; i++) result[i] *= t[i] * positive[i] + (1.f - t[i]) * negative[i];
     } else {
       for (int64_t i = 0; i < n; i++)
         result[i] = (BACKWARD ? negative_slope<TWICE>(x[i], gamma) : negative_term<TWICE>(x[i], gamma)) * negative[i];

@@ -37,7 +37,7 @@ def forward(x: Tensor, targets: Tensor, weight: Tensor, gamma: float, out: Tenso
             loss[ignored] = 0.0
         if out is not None:
             out[rows] = loss
-        total += loss.sum().double()
+        total += _sum(loss)
     return total
 
 
@@ -93,7 +93,7 @@ def _forward_labels(
             loss *= weight[1]
         if out is not None:
             out[rows] = loss if weight.dim() == 2 else loss * weight[1]
-        total += loss.sum().double()
+        total += _sum(loss)
     if weight.dim() == 1:
         total *= weight[1]
     z = -special.positives(x)  # FL(x, 1) = FL(-x, 0)
@@ -197,7 +197,7 @@ def _terms(x: Tensor, t: Tensor, weight: Tensor, gamma: float, scratch: list[Ten
     large = not a.amax() < torch.inf
     _log1p(e, u, d, ce)
     if large:
-        a.clamp_(max=HUGE)
+        a.clamp_(max=torch.finfo(a.dtype).max)
     ce.addcmul_(wrong, a)
     if gamma > 0:
         ce *= _power(e.lerp_(_one(e), wrong).div_(u), gamma, d)
@@ -230,6 +230,11 @@ def _slopes(x: Tensor, t: Tensor, weight: Tensor, gamma: float, scratch: list[Te
 
 
 # ---------------------------------------------------------------- pieces
+def _sum(terms: Tensor) -> Tensor:
+    """Row by row, then in float64."""
+    return terms.sum(1).sum(dtype=torch.float64)
+
+
 def _one(x: Tensor) -> Tensor:
     return torch.ones((), dtype=x.dtype)
 
@@ -252,4 +257,4 @@ def _power(q: Tensor, gamma: float, out: Tensor) -> Tensor:
 
 
 def _alpha_t(t: Tensor, weight: Tensor, out: Tensor) -> Tensor:
-    return torch.mul(t, weight[0] - weight[1], out=out).add_(weight[1])
+    return torch.lerp(weight[1], weight[0], t, out=out)  # exact at both ends

@@ -125,7 +125,7 @@ def _forward_kernel(
     t, k, ignored, bad = _targets(t_ptr, start, i, mask, K, LABELS)
     a, _, r, log_u, wrong, d, distance = _parts(x, t, LABELS)
     ce = log_u + tl.where(wrong == 0.0, 0.0, wrong * a)
-    loss = _power(d * r, distance, log_u, gamma, gamma_low, TWICE) * ce
+    loss = tl.where(ce > 3.4e38, ce, _power(d * r, distance, log_u, gamma, gamma_low, TWICE) * ce)
     loss *= _weights(t, k, weight_ptr, positive, negative, mask, K, PER_CLASS)
     if LABELS:
         loss = tl.where(ignored, 0.0, loss)
