@@ -11,15 +11,14 @@ import torch
 from matplotlib import style
 from matplotlib.rcsetup import cycler
 
-# Okabe and Ito's palette: told apart by colour-blind readers, on white as on the book's dark pages.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+from focal_tutorial.plotting.style import PALETTE
 
 STYLE: dict[str, Any] = {
     "figure.figsize": (7.0, 3.6),
     "figure.dpi": 110,
     "figure.facecolor": "white",
     "savefig.bbox": "tight",
-    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=PALETTE),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -34,7 +33,7 @@ STYLE: dict[str, Any] = {
 RECORD = "application/papermill.record/"  # marks an output that is kept and not shown
 
 
-def setup(threads: int = 2, seed: int = 0) -> None:
+def setup(threads: int = 1, seed: int = 0) -> None:
     """Make a notebook repeat itself: fixed threads and seeds, one figure style, no warnings from libraries.
 
     Args:
