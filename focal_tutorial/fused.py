@@ -11,7 +11,8 @@ the dtype and the size, so that a run repeats to the last bit:
 | `eager` | CPU | PyTorch operations over chunks (`_fused_cpu.py`) |
 
 Everything else (other devices, float64 on CUDA, targets or alpha that need a gradient) takes the `reference` in
-`losses.py`. The environment variable FOCAL_TUTORIAL_PATH forces one of the four names, for tests and benchmarks.
+`losses.py`. The environment variable FOCAL_TUTORIAL_PATH forces one of the four names, for tests and benchmarks; where
+that one does not know the dtype, the next one down computes it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ def path_for(x: Tensor) -> str:
     forced = os.environ.get("FOCAL_TUTORIAL_PATH", "auto")
     if forced not in PATHS:
         raise ValueError(f"FOCAL_TUTORIAL_PATH must be one of {', '.join(PATHS)}, got {forced!r}")
+    if forced == "cpp" and not (_fused_cpp.supports(x) and _fused_cpp.library() is not None):
+        return "eager"
+    if forced == "triton" and x.dtype == torch.float64:
+        return "reference"
     if forced != "auto":
         return forced
     if x.device.type == "cuda":

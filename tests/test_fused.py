@@ -228,6 +228,9 @@ def test_which_path_is_taken(monkeypatch):
     assert fused.path_for(large) == ("eager" if _fused_cpp.library() is None else "cpp")
     assert fused.path_for(large.double()) == fused.path_for(large.half()) == "eager"
     assert fused.path_for(small.to("meta")) == "reference"
+    for dtype in (torch.float64, torch.float16):  # the C++ does not know them, even when asked to
+        monkeypatch.setenv("FOCAL_TUTORIAL_PATH", "cpp")
+        assert fused.path_for(small.to(dtype)) == "eager"
     monkeypatch.setenv("FOCAL_TUTORIAL_PATH", "fast")
     with pytest.raises(ValueError, match="FOCAL_TUTORIAL_PATH must be one of"):
         sigmoid_focal_loss(small, small)
