@@ -61,7 +61,9 @@ def train(
     milestones: Annotated[
         str | None, option(OPTIMISATION, "Of step: shares of the run, by default 0.667,0.889.")
     ] = None,
-    clip_grad: Annotated[float, option(OPTIMISATION, "Largest norm of the gradient; 0: any.")] = 10.0,
+    clip_grad: Annotated[
+        float | None, option(OPTIMISATION, "Largest norm of the gradient, by default 10 (shapes: 1); 0: any.")
+    ] = None,
     ema: Annotated[float, option(OPTIMISATION, "Decay per step of the averaged weights, 0 … 1; 0: none.")] = 0.998,
     flip: Annotated[float, option(AUGMENTATION, "Chance of a mirror image, 0 … 1.")] = 0.5,
     flip_vertical: Annotated[float, option(AUGMENTATION, "Chance of turning it upside down, 0 … 1.")] = 0.0,
@@ -71,7 +73,7 @@ def train(
     colour: Annotated[float, option(AUGMENTATION, "Strength of colour jitter, 0 … 1.")] = 0.0,
     device: Annotated[str, option(COMPUTING, "cpu, cuda, cuda:1, …; auto takes a GPU where there is one.")] = "auto",
     amp: Annotated[str, option(COMPUTING, "Arithmetic: none (float32), bf16 or fp16.")] = "none",
-    channels_last: Annotated[bool, option(COMPUTING, "Memory layout that GPUs prefer.", "--channels-last")] = False,
+    channels_last: Annotated[bool | None, option(COMPUTING, "Memory layout; by default channels last.")] = None,
     compile: Annotated[bool, option(COMPUTING, "torch.compile the network.", "--compile")] = False,
     deterministic: Annotated[
         bool, option(COMPUTING, "Only algorithms that repeat bit for bit.", "--deterministic")

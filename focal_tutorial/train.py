@@ -173,8 +173,8 @@ class Run:
         losses = torch.zeros(2, device=self.device)
         for i, (images, targets) in enumerate(batches):
             last = i == len(batches) - 1
-            wait = contextlib.nullcontext() if last or world_size() == 1 else self.parallel.no_sync()  # type: ignore[operator]
-            with wait:  # DDP averages the gradients of the processes once, in the last backward pass
+            now = last or world_size() == 1  # DDP averages the gradients once, in the last backward pass
+            with contextlib.nullcontext() if now else self.parallel.no_sync():  # type: ignore[operator]
                 found = self._losses(images, targets)
                 weight = sums.weight(self.model.criterion.last_foreground)
                 self.scaler.scale((found[0] + found[1]) * weight).backward()
@@ -270,9 +270,8 @@ class Run:
 
     def _save(self) -> None:
         """last.pt: the whole run, since order of data, rate and random numbers follow from `step`."""
-        self._log_losses(
-            (self.step - 1) // self.steps_per_epoch
-        )  # a loss that is not finite is found before it is saved
+        # A loss that is not finite is found here, before the weights that it left are saved.
+        self._log_losses((self.step - 1) // self.steps_per_epoch)
         if rank() > 0:
             return
         state = {

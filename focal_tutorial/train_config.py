@@ -57,7 +57,7 @@ class TrainConfig:
     warmup_steps: int = 100  # the rate rises linearly from lr/warmup_steps
     schedule: str = "cosine"
     milestones: tuple[float, ...] = (2 / 3, 8 / 9)  # of step: the rate falls to a tenth at these shares of the run
-    clip_grad: float | None = 10.0  # largest norm of the gradient
+    clip_grad: float | None = None  # largest norm of the gradient; 0: any
     ema: float | None = 0.998  # decay per step of the averaged weights
 
     # Augmentation
@@ -69,7 +69,7 @@ class TrainConfig:
     # Computing
     device: str = "auto"  # cuda where there is one
     amp: str = "none"
-    channels_last: bool = False
+    channels_last: bool | None = None  # memory layout of images and weights; None: yes
     compile: bool = False
     deterministic: bool = False  # only algorithms that give the same bits again, on CUDA too
     seed: int = 0
@@ -123,18 +123,20 @@ class TrainConfig:
         | setting | retinanet_tiny | ResNets |
         |---|---|---|
         | optimizer | adamw | sgd |
-        | lr | adamw .003, sgd .02 | adamw 1e-4, sgd .01 × images per step / 16 |
+        | lr | adamw .002, sgd .02 | adamw 1e-4, sgd .01 × images per step / 16 |
         | weight_decay | adamw .01, sgd 1e-4 | the same |
         | length | 2,800 steps on the shapes, else 30 epochs | the same |
+        | clip_grad | 1 on the shapes, else 10 | the same |
         | canvas | the median size, shrunk to 512 on its longer side | the same |
         """
         tiny = self.model == "retinanet_tiny"
         optimizer = self.optimizer or ("adamw" if tiny else "sgd")
-        rates = {"adamw": 3e-3, "sgd": 0.02} if tiny else {"adamw": 1e-4, "sgd": 0.01 * images_per_step / 16}
+        rates = {"adamw": 2e-3, "sgd": 0.02} if tiny else {"adamw": 1e-4, "sgd": 0.01 * images_per_step / 16}
         open_length = self.steps is None and self.epochs is None
         model_options = dict(self.model_options)
         if tiny and self.images is None:
-            model_options.setdefault("levels", [2, 3, 4])  # strides 4, 8, 16 for shapes of 14 to 40 pixels
+            # Strides 4, 8, 16 for shapes of 14 to 40 pixels; a wide body, since their classes differ in detail only.
+            model_options = {"levels": [2, 3, 4], "channels": 32, "widths": [32, 64, 96, 128], **model_options}
         return dataclasses.replace(
             self,
             model_options=model_options,
@@ -144,6 +146,8 @@ class TrainConfig:
             steps=2800 if open_length and self.images is None else self.steps,
             epochs=30 if open_length and self.images is not None else self.epochs,
             canvas=self.canvas or median_canvas(sizes),
+            clip_grad=(1.0 if self.images is None else 10.0) if self.clip_grad is None else self.clip_grad,
+            channels_last=True if self.channels_last is None else self.channels_last,
             cache=self.images is None if self.cache is None else self.cache,
         )
 

@@ -162,7 +162,7 @@ def test_finished_run_resumes_to_itself(unbroken: Path) -> None:
 
 
 def test_resume_keeps_its_settings(unbroken: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"lr is 0\.5, but the run .* was started with 0\.003"):
+    with pytest.raises(InputError, match=r"lr is 0\.5, but the run .* was started with 0\.002"):
         train(TrainConfig(out=str(unbroken), resume=True, lr=0.5), progress=False)
     with pytest.raises(InputError, match=r"last\.pt does not exist"):
         train(config(tmp_path, resume=True), progress=False)
@@ -176,7 +176,7 @@ def test_resume_keeps_its_settings(unbroken: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds a model only"):
         train(TrainConfig(out=str(tmp_path / "other"), resume=True), progress=False)
     resumed = TrainConfig(out="x", resume=True, threads=3, workers=1).continued(state["config"])
-    assert (resumed.threads, resumed.workers, resumed.steps, resumed.lr) == (3, 1, 12, 0.003)
+    assert (resumed.threads, resumed.workers, resumed.steps, resumed.lr) == (3, 1, 12, 0.002)
     config(tmp_path, resume=True).continued(state["config"])  # the command of the start, repeated
     with pytest.raises(InputError, match="model_options is"):
         config(tmp_path, resume=True, model_options={"gamma": 1.0}).continued(state["config"])
@@ -279,8 +279,8 @@ def test_averaged_weights_and_weight_decay() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"amp": "bf16", "channels_last": True, "eval_every": 1, "epochs": 2, "steps": None},
-        {"optimizer": "sgd", "schedule": "step", "ema": None, "clip_grad": None, "decay_norm_bias": False},
+        {"amp": "bf16", "channels_last": False, "eval_every": 1, "epochs": 2, "steps": None},
+        {"optimizer": "sgd", "schedule": "step", "ema": None, "clip_grad": 0.0, "decay_norm_bias": False},
         {
             "scale": [0.8, 1.2],
             "colour": 0.2,
