@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BACKGROUND = -1
-IGNORE = -2
+from focal_tutorial.losses import BACKGROUND, IGNORE
+
+__all__ = ["BACKGROUND", "IGNORE", "match_anchors", "pairwise_iou"]
 
 # Boxes compared with all anchors at a time: bounds the memory at CHUNK × R floats however many boxes an image has.
 CHUNK = 16
