@@ -73,14 +73,7 @@ def save_result(
         "name": name,
         **_without_paths(payload),
         "summary": summarise([run["metrics"] for run in payload.get("runs", [])]),
-        "provenance": {
-            "device": describe_device(device),
-            "versions": library_versions(),
-            "commit": commit or git_commit(),
-            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-            "wall_seconds": round(wall_seconds, 2),
-            "peak_memory_mib": peak_memory(device) if peak_memory_mib is None else round(peak_memory_mib, 1),
-        },
+        "provenance": _provenance(device, commit, wall_seconds, peak_memory_mib),
     }
     problems = check_result(result)
     if problems:
@@ -205,6 +198,20 @@ def peak_memory(device: str | torch.device = "cpu") -> float | None:
 
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def _provenance(
+    device: str | torch.device, commit: str | None, wall_seconds: float, peak_memory_mib: float | None
+) -> dict[str, Any]:
+    memory = peak_memory(device) if peak_memory_mib is None else round(peak_memory_mib, 1)
+    return {
+        "device": describe_device(device),
+        "versions": library_versions(),
+        "commit": commit or git_commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "wall_seconds": round(wall_seconds, 2),
+        "peak_memory_mib": memory,
+    }
 
 
 def _folder(folder: str | PathLike[str] | None) -> Path:

@@ -125,7 +125,7 @@ class TrainConfig:
         | optimizer | adamw | sgd |
         | lr | adamw .002, sgd .02 | adamw 1e-4, sgd .01 × images per step / 16 |
         | weight_decay | adamw .01, sgd 1e-4 | the same |
-        | length | 2,800 steps on the shapes, else 30 epochs | the same |
+        | length | 2,400 steps on the shapes, else 30 epochs | the same |
         | clip_grad | 1 on the shapes, else 10 | the same |
         | canvas | the median size, shrunk to 512 on its longer side | the same |
         """
@@ -143,7 +143,7 @@ class TrainConfig:
             optimizer=optimizer,
             lr=rates[optimizer] if self.lr is None else self.lr,
             weight_decay={"adamw": 0.01, "sgd": 1e-4}[optimizer] if self.weight_decay is None else self.weight_decay,
-            steps=2800 if open_length and self.images is None else self.steps,
+            steps=2400 if open_length and self.images is None else self.steps,
             epochs=30 if open_length and self.images is not None else self.epochs,
             canvas=self.canvas or median_canvas(sizes),
             clip_grad=(1.0 if self.images is None else 10.0) if self.clip_grad is None else self.clip_grad,
