@@ -48,6 +48,8 @@ def resnet_body(name: str, *, weights: str | None = None, norm: str = "batch", t
     Raises:
         InputError: where the weights cannot be fetched.
     """
+    if not 0 <= trainable <= 5:
+        raise ValueError(f"trainable: a number of stages in 0 … 5 wanted, got {trainable}")
     try:
         resnet = getattr(torchvision.models, name)(weights=weights, norm_layer=norm_layer(norm))
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError

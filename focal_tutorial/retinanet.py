@@ -3,86 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from focal_tutorial.anchors import OCTAVE_SCALES, AnchorGenerator
+from focal_tutorial.anchors import AnchorGenerator
 from focal_tutorial.backbone import Backbone, FeaturePyramid, TinyBody, resnet_body
 from focal_tutorial.criterion import Criterion
 from focal_tutorial.detections import detect_image
 from focal_tutorial.heads import RetinaNetHead
-from focal_tutorial.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, Size, Target, check_targets
+from focal_tutorial.options import TORCHVISION, Options
+from focal_tutorial.preprocess import Preprocess, Size, Target, check_targets
 from focal_tutorial.weights import Weights, fill, read_weights
-
-# What torchvision's retinanet_resnet50_fpn (v1) does differently from the paper, in this package's options.
-TORCHVISION: dict[str, Any] = {
-    "p6_from": "P5",
-    "centre": 0.0,
-    "torchvision_anchors": True,
-    "low_quality_iou": 0.0,
-    "box_loss": "l1",
-    "normalizer": "image",
-    "detections_per_image": 300,
-    "min_size": 800,
-    "max_size": 1333,
-    "size_divisible": 32,
-    "antialias": False,
-}
-
-
-@dataclass(frozen=True)
-class Options:
-    """Every setting of a RetinaNet; the defaults are the paper's.
-
-    - Pyramid: `levels`, `channels`, `p6_from`; `frozen_eps` of frozen batch norm (0 for COCO_V1). See `FeaturePyramid`.
-    - Anchors: `sizes` (`None`: 4 · 2^l), `ratios`, `scales`, `centre`, `torchvision_anchors`. See `AnchorGenerator`.
-    - Heads: `head_channels` (`None`: as `channels`), `head_depth`, `head_norm`, `prior`. See `RetinaNetHead`.
-    - Losses: `foreground_iou`, `background_iou`, `low_quality_iou`, `alpha`, `gamma`, `box_loss`, `beta`,
-      `normalizer`. See `Criterion`.
-    - Detections: `score_threshold`, `topk_per_level`, `nms_iou`, `detections_per_image`. See `detect_image`.
-    - Input: `min_size`, `max_size`, `canvas`, `size_divisible`, `antialias`, `mean`, `std`. See `Preprocess`.
-    """
-
-    levels: tuple[int, ...] = (3, 4, 5, 6, 7)
-    channels: int = 256
-    p6_from: str = "C5"
-    frozen_eps: float = 1e-5
-    sizes: tuple[float, ...] | None = None
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    scales: tuple[float, ...] = OCTAVE_SCALES
-    centre: float = 0.5
-    torchvision_anchors: bool = False
-    head_channels: int | None = None
-    head_depth: int = 4
-    head_norm: str | None = None
-    prior: float = 0.01
-    foreground_iou: float = 0.5
-    background_iou: float = 0.4
-    low_quality_iou: float | None = None
-    alpha: float | None = 0.25
-    gamma: float = 2.0
-    box_loss: str = "smooth_l1"
-    beta: float = 1 / 9
-    normalizer: str = "foreground"
-    score_threshold: float = 0.05
-    topk_per_level: int = 1000
-    nms_iou: float = 0.5
-    detections_per_image: int = 100
-    min_size: int | None = 800
-    max_size: int = 1333
-    canvas: Size | None = None
-    size_divisible: int = 128
-    antialias: bool = True
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
-    def pick(self, *names: str) -> dict[str, Any]:
-        """The named settings as keyword arguments."""
-        return {name: getattr(self, name) for name in names}
 
 
 class RetinaNet(nn.Module):
@@ -211,11 +146,12 @@ def _resnet(
     classes = num_classes or (loaded.num_classes if loaded else 80)
     norm = norm or (loaded.norm if loaded else "frozen" if weights_backbone else "batch")
     trainable = trainable if trainable is not None else (3 if loaded or weights_backbone else 5)
+    o = Options(**options)
+    if o.levels != tuple(range(3, 3 + len(o.levels))) or len(o.levels) < 3:
+        raise ValueError(f"levels: consecutive ones from 3 to 5 or higher wanted, got {o.levels}; a ResNet has C3–C5")
     body = resnet_body(name, weights=None if loaded else weights_backbone, norm=norm, trainable=trainable)
     made_with = {"norm": norm, "trainable": trainable}
-    model = _build(
-        f"retina{name.replace('resnet', 'net_resnet')}_fpn", body, in_channels, classes, made_with, Options(**options)
-    )
+    model = _build(f"retina{name.replace('resnet', 'net_resnet')}_fpn", body, in_channels, classes, made_with, o)
     if loaded is not None:
         fill(model, loaded, classes)
     return model
@@ -303,7 +239,7 @@ def retinanet_tiny(
         raise ValueError(f"levels: consecutive ones from 2 … {1 + len(widths)} on wanted, got {o.levels}")
     widths = tuple(widths[: stages[-1] - 1])
     body = TinyBody(widths, len(stages), norm)
-    made_with = {"widths": widths, "norm": norm}
+    made_with = {"widths": widths, "norm": norm, **o.pick(*small)}  # its own defaults are not those of `Options`
     model = _build("retinanet_tiny", body, widths[-len(stages) :], num_classes, made_with, o)
     if weights is not None:
         fill(model, read_weights(weights, "tiny"), num_classes)
@@ -324,18 +260,13 @@ BUILDERS = {
 
 def build_model(config: dict[str, Any]) -> RetinaNet:
     """The model that `model.config` describes, with random weights: `{"builder": name, "num_classes": K, …options}`."""
-    known = {f.name for f in fields(Options)} | {
-        "num_classes",
-        "weights",
-        "weights_backbone",
-        "norm",
-        "trainable",
-        "widths",
-    }
+    builder = config.get("builder")
+    if builder not in BUILDERS:
+        raise ValueError(f"builder: one of {sorted(BUILDERS)} wanted, got {builder!r}")
     # JSON has no tuples
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k != "builder"}
-    if config.get("builder") not in BUILDERS:
-        raise ValueError(f"builder: one of {sorted(BUILDERS)} wanted, got {config.get('builder')!r}")
+    own = {"widths"} if builder == "retinanet_tiny" else {"weights_backbone", "trainable"}
+    known = {f.name for f in fields(Options)} | {"num_classes", "weights", "norm"} | own
     if unknown := set(options) - known:
-        raise ValueError(f"unknown model options {sorted(unknown)}")
-    return BUILDERS[config["builder"]](**options)
+        raise ValueError(f"unknown model options of {builder}: {', '.join(sorted(unknown))}")
+    return BUILDERS[builder](**options)

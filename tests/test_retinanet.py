@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +99,8 @@ def test_unknown_options_are_refused() -> None:
         retinanet_tiny(2, focus=3)
     with pytest.raises(ValueError, match="unknown model options"):
         build_model({"builder": "retinanet_tiny", "num_classes": 2, "focus": 3})
+    with pytest.raises(ValueError, match="retinanet_tiny: weights_backbone"):
+        build_model({"builder": "retinanet_tiny", "num_classes": 2, "weights_backbone": "IMAGENET1K_V1"})
     with pytest.raises(ValueError, match="builder: one of"):
         build_model({"builder": "yolo"})
     with pytest.raises(ValueError, match="num_classes"):
@@ -112,6 +115,47 @@ def test_a_model_is_rebuilt_from_its_configuration_through_json() -> None:
     again.load_state_dict(model.state_dict())
     x = torch.rand(1, 3, 64, 64)
     assert torch.equal(again.network(x)[0], model.network(x)[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"levels": (3, 4, 5, 6, 7)}, {"min_size": 800}, {"channels": 256, "head_depth": 4}, {"head_norm": None}],
+)
+def test_a_tiny_model_with_the_papers_settings_is_rebuilt_with_them(options: dict[str, Any]) -> None:
+    model = retinanet_tiny(2, **options)  # its own defaults are others
+    again = build_model(json.loads(json.dumps(model.config)))
+    assert again.options == model.options
+    again.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize("levels", [(3, 4), (4, 5, 6), (2, 3, 4, 5), (3, 4, 5, 7)])
+def test_levels_that_a_resnet_has_not_are_refused(levels: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="levels: consecutive ones from 3"):
+        retinanet_resnet18_fpn(2, levels=levels)
+
+
+def test_lists_are_as_good_as_tuples() -> None:
+    assert (
+        retinanet_tiny(2, levels=[2, 3], sizes=[12, 24]).options
+        == retinanet_tiny(2, levels=(2, 3), sizes=(12, 24)).options
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("levels", ()), ("levels", "345"), ("levels", 3), ("sizes", (16, 0, 64)), ("ratios", ()), ("canvas", 64),
+        ("canvas", (64, 64, 3)), ("mean", (0.5,)), ("std", (1, 0, 1)), ("channels", 0), ("head_depth", -1),
+        ("min_size", 0), ("detections_per_image", 0), ("topk_per_level", -1), ("score_threshold", 1.0),
+        ("score_threshold", 2), ("nms_iou", 1.5), ("foreground_iou", 2), ("background_iou", 0.6), ("gamma", "two"),
+        ("gamma", -1), ("gamma", float("nan")), ("beta", -1), ("alpha", 3), ("prior", 2), ("prior", None),
+        ("trainable", 9), ("trainable", -1),
+    ],
+)  # fmt: skip
+def test_values_that_no_model_can_have_are_refused_by_name(name: str, value: object) -> None:
+    build = retinanet_resnet18_fpn if name == "trainable" else retinanet_tiny
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        build(2, **{name: value})
 
 
 def test_defaults_are_the_papers() -> None:
