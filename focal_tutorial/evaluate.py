@@ -35,6 +35,7 @@ Results = list[dict[str, Any]]
 Annotations = str | PathLike[str] | dict[str, Any]
 
 COCO_KEYS = ("images", "annotations", "categories")
+RESULT_FIELDS = frozenset({"image_id", "category_id", "bbox", "score"})
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -220,17 +221,12 @@ def pr_curves(
 def run_coco_eval(annotations: Annotations, results: Results | str | PathLike[str]) -> COCOeval:
     """pycocotools' COCOeval for boxes, evaluated and accumulated in silence; faults as `evaluate_coco`."""
     truth = ground_truth(annotations)
-    rows: Results = results if isinstance(results, list) else _read_json(results)
-    fields = {"image_id", "category_id", "bbox", "score"}
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and fields <= row.keys() for row in rows):
-        name = "results" if isinstance(results, list) else str(results)
-        raise InputError(f"{name}: not COCO results, a list of objects with {', '.join(sorted(fields))}")
-    where = "the annotations" if isinstance(annotations, dict) else str(annotations)
+    rows = _read_results(results)
     for result in rows:
         if result["image_id"] not in truth.imgs or result["category_id"] not in truth.cats:
             raise InputError(
                 f"the results name image {result['image_id']} and category {result['category_id']}, of which "
-                f"{where} lacks one; evaluate against the annotations that they were made for"
+                f"{_name(annotations)} lacks one; evaluate against the annotations that they were made for"
             )
     with contextlib.redirect_stdout(io.StringIO()):
         # pycocotools' loadRes looks at its first result, so no detections at all is a case of its own
@@ -241,25 +237,49 @@ def run_coco_eval(annotations: Annotations, results: Results | str | PathLike[st
     return coco_eval
 
 
+def _read_results(results: Results | str | PathLike[str]) -> Results:
+    """COCO results, checked, as new dictionaries of what evaluation needs: `loadRes` writes into those it is given."""
+    rows = results if isinstance(results, list) else _read_json(results)
+    name = "results" if isinstance(results, list) else str(results)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= RESULT_FIELDS for row in rows):
+        raise InputError(f"{name}: not COCO results, a list of objects with {', '.join(sorted(RESULT_FIELDS))}")
+    for number, row in enumerate(rows):
+        ids = isinstance(row["image_id"], int | str) and isinstance(row["category_id"], int | str)
+        if not (ids and _is_box(row["bbox"]) and _is_finite(row["score"])):
+            raise InputError(
+                f"{name}: entry {number} has no ids, four finite numbers as bbox and a finite score: {row}"
+            )
+    return [{field: row[field] for field in RESULT_FIELDS} for row in rows]
+
+
 def ground_truth(annotations: Annotations) -> COCO:
     """Annotations as pycocotools' COCO, with what pycocotools takes for granted made sure of.
 
     They are numbered from 1, because pycocotools reads a match with annotation id 0 as no match. A missing
-    `iscrowd` is 0 and a missing `area` is width times height. Annotations without a box of four finite
-    numbers, or of images or categories that are not listed, are left out. All others count, as they would by
-    hand.
+    `iscrowd` is 0, a missing `area` is width times height, a category without a name is called by its id.
+    Annotations without a box of four finite numbers, or of images or categories that are not listed, are left
+    out. All others count, as they would by hand.
     """
     data = annotations if isinstance(annotations, dict) else _read_json(annotations)
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in COCO_KEYS):
-        raise InputError(f"{annotations}: not a COCO annotation file; it needs the lists {', '.join(COCO_KEYS)}")
-    images = {image.get("id") for image in data["images"]}
-    categories = {category.get("id") for category in data["categories"]}
+        raise InputError(f"{_name(annotations)}: not COCO annotations; they need the lists {', '.join(COCO_KEYS)}")
+    for key in ("images", "categories"):
+        if not all(isinstance(entry, dict) and isinstance(entry.get("id"), int | str) for entry in data[key]):
+            raise InputError(
+                f"{_name(annotations)}: an entry of `{key}` has no id; `focal-tutorial inspect` lists such"
+            )
+    images = {image["id"] for image in data["images"]}
+    categories = {category["id"]: str(category.get("name", category["id"])) for category in data["categories"]}
     usable: list[dict[str, Any]] = []
     for a in data["annotations"]:
-        if _is_box(a.get("bbox")) and a.get("image_id") in images and a.get("category_id") in categories:
-            defaults = {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]}
-            usable.append({**defaults, **a, "id": len(usable) + 1})
-    return _index({**data, "annotations": usable})
+        if not (isinstance(a, dict) and _is_box(a.get("bbox"))):
+            continue
+        ids = a.get("image_id"), a.get("category_id")
+        if all(isinstance(number, int | str) for number in ids) and ids[0] in images and ids[1] in categories:
+            area = a["area"] if _is_finite(a.get("area")) else a["bbox"][2] * a["bbox"][3]
+            usable.append({**a, "id": len(usable) + 1, "area": area, "iscrowd": int(a.get("iscrowd") or 0)})
+    named = [{**category, "name": categories[category["id"]]} for category in data["categories"]]
+    return _index({**data, "annotations": usable, "categories": named})
 
 
 def check_classes(model: nn.Module, dataset: DetectionDataset) -> None:
@@ -284,8 +304,15 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _is_box(box: Any) -> bool:
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)
-    return numbers and all(math.isfinite(x) for x in box)
+    return isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_finite, box))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _name(annotations: Annotations) -> str:
+    return "the annotations" if isinstance(annotations, dict) else str(annotations)
 
 
 def _index(dataset: dict[str, Any]) -> COCO:

@@ -28,11 +28,12 @@ TORCHVISION: dict[str, Any] = {
 
 
 def _is_count(value: Any, low: int = 1) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= low
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low
 
 
 def _is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    return real and math.isfinite(value) and low <= value <= high
 
 
 def _is_positive(value: Any) -> bool:

@@ -146,6 +146,32 @@ def test_files_that_cannot_be_used(coco: Any, tmp_path: Path) -> None:
             evaluate_coco(truth, tmp_path / "unusable.json")
 
 
+def test_results_stay_as_they_are(coco: Any) -> None:
+    truth, results = coco
+    before = json.dumps(results)
+    evaluate_coco(truth, results)
+    assert json.dumps(results) == before  # pycocotools adds area, id, iscrowd and a polygon to what it is given
+
+
+@pytest.mark.parametrize("wrong", [{"bbox": []}, {"bbox": None}, {"bbox": [1, 2, 3, "4"]}, {"score": None},
+                                   {"score": float("nan")}, {"image_id": [10]}])  # fmt: skip
+def test_the_result_that_cannot_be_used_is_named(coco: Any, wrong: dict[str, Any]) -> None:
+    truth, results = coco
+    with pytest.raises(InputError, match="results: entry 1 has no"):
+        evaluate_coco(truth, [results[0], {**results[1], **wrong}])
+
+
+def test_annotations_of_other_types(coco: Any) -> None:
+    truth, _ = coco
+    good = {"id": 1, "image_id": 10, "category_id": 3, "bbox": [10, 10, 50, 40], "area": None, "iscrowd": None}
+    odd = [5, {**good, "image_id": [10]}, good]
+    assert evaluate_coco({**truth, "annotations": odd}, [_result(good)])["AP"] == pytest.approx(1.0)
+    nameless = {**truth, "categories": [{"id": c["id"]} for c in truth["categories"]]}
+    assert "90" in evaluate_coco(nameless, [])["per_class"]
+    with pytest.raises(InputError, match="the annotations: an entry of `images` has no id"):
+        evaluate_coco({**truth, "images": [5]}, [])
+
+
 def test_pr_curves_average_to_ap(coco: Any) -> None:
     truth, results = coco
     metrics = evaluate_coco(truth, results)
