@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
 from focal_tutorial.checkpoint import write_atomically
+from focal_tutorial.data.coco import load_json
+from focal_tutorial.data.coco_images import Json, check_categories, is_int
 from focal_tutorial.data.images import load_image
 from focal_tutorial.errors import InputError
 from focal_tutorial.evaluate import detections_to_coco
@@ -53,32 +56,48 @@ def image_ids(paths: Sequence[Path], annotation_file: str | Path | None = None) 
     """The COCO image id of each file: by name in `annotation_file`, or else counted from 1.
 
     Raises:
-        InputError: the annotation file cannot be read, or does not name one of the images.
+        InputError: the annotation file cannot be read, does not name one of the images, or names several alike.
     """
+    return [entry["id"] for entry in _entries(paths, annotation_file)]
+
+
+def _entries(paths: Sequence[Path], annotation_file: str | Path | None) -> list[Json]:
+    """What the annotation file says of each image; without a file an id only."""
     if annotation_file is None:
-        return list(range(1, len(paths) + 1))
-    try:
-        content = json.loads(Path(annotation_file).read_text(encoding="utf-8-sig"))
-        known = {Path(image["file_name"]).name: int(image["id"]) for image in content["images"]}
-    except OSError as error:
-        raise InputError(f"cannot read annotation file {annotation_file}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{annotation_file} is not a COCO annotation file: {type(error).__name__}: {error}") from error
-    absent = [path for path in paths if path.name not in known]
+        return [{"id": number} for number in range(1, len(paths) + 1)]
+    by_name: dict[str, list[Json]] = defaultdict(list)
+    for entry in load_json(Path(annotation_file))["images"]:
+        if isinstance(entry, dict) and is_int(entry.get("id")) and isinstance(entry.get("file_name"), str):
+            by_name[PurePosixPath(entry["file_name"]).name].append(entry)
+    absent = [path for path in paths if path.name not in by_name]
     if absent:
         raise InputError(
             f"{annotation_file} does not name {absent[0].name} ({len(absent)} of {len(paths)} images); "
             "leave out --annotations to number the images from 1"
         )
-    return [known[path.name] for path in paths]
+    found = [_entry_of(path, by_name[path.name], annotation_file) for path in paths]
+    repeated = [number for number, count in Counter(entry["id"] for entry in found).items() if count > 1]
+    if repeated:
+        raise InputError(f"{annotation_file}: two of the images go by its id {repeated[0]}; give one of them")
+    return found
+
+
+def _entry_of(path: Path, entries: list[Json], annotation_file: str | Path) -> Json:
+    """The entry whose `file_name` the path ends with, of those with the same last part."""
+    if len(entries) > 1:
+        parts = path.absolute().parts
+        entries = [e for e in entries if (end := PurePosixPath(e["file_name"]).parts) == parts[-len(end) :]]
+    if len(entries) != 1:
+        raise InputError(f"{annotation_file} names several images {path.name}, and not one that ends {path} alone")
+    return entries[0]
 
 
 def category_ids(annotation_file: str | Path | None, class_names: Sequence[str]) -> list[int]:
     """The COCO category id of each class: by name in `annotation_file`, or else counted from 1."""
     if annotation_file is None:
         return list(range(1, len(class_names) + 1))
-    categories = json.loads(Path(annotation_file).read_text(encoding="utf-8-sig")).get("categories", [])
-    known = {str(category["name"]): int(category["id"]) for category in categories}
+    categories = check_categories(load_json(Path(annotation_file))["categories"], str(annotation_file), [])
+    known: dict[str, int] = {category["name"]: category["id"] for category in categories}
     absent = [name for name in class_names if name not in known]
     if absent:
         raise InputError(f"{annotation_file} has no category {absent[0]!r}, which the model was trained for")
@@ -116,22 +135,23 @@ def predict(
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold: a score in 0 … 1 wanted, got {threshold:g}")
     names = model.class_names or [str(label) for label in range(model.num_classes)]
-    ids, categories = image_ids(paths, annotation_file), category_ids(annotation_file, names)
+    entries, categories = _entries(paths, annotation_file), category_ids(annotation_file, names)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
     results: list[dict[str, Any]] = []
     faults: list[InputError] = []
     targets = _picture_paths(paths, folder)
-    for path, image_id, target in zip(paths, ids, targets, strict=True):
-        try:
-            image = load_image(path)
+    for path, entry, target in zip(paths, entries, targets, strict=True):
+        sized = is_int(entry.get("height")) and is_int(entry.get("width"))
+        try:  # the size tells whether the annotations were made with the EXIF orientation
+            image = load_image(path, (entry["height"], entry["width"]) if sized else None)
         except InputError as error:
             faults.append(error)
             continue
         with torch.inference_mode():
             found = {key: value.cpu() for key, value in model([image.to(device)])[0].items()}
-        results += [{**r, "file_name": path.name} for r in detections_to_coco([found], [image_id], categories)]
+        results += [{**r, "file_name": path.name} for r in detections_to_coco([found], [entry["id"]], categories)]
         shown = {key: value[found["scores"] >= threshold] for key, value in found.items()}
         if pictures:
             save_picture(target, image, shown["boxes"], shown["labels"], names=names, scores=shown["scores"])

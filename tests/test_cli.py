@@ -245,6 +245,45 @@ def test_predict_takes_ids_from_annotations(folder: Path, tmp_path: Path, monkey
         image_ids([Path("nine.png")], folder / "good.json")
 
 
+def test_predict_tells_images_of_one_name_by_their_folders(tmp_path: Path) -> None:
+    from focal_tutorial.predict import image_ids
+
+    entries = [{"id": 1, "file_name": "a/0.png"}, {"id": 2, "file_name": "b/0.png"}, {"id": "3", "file_name": "1.png"}]
+    file = tmp_path / "two.json"
+    file.write_text(json.dumps({"images": entries, "annotations": [], "categories": []}))
+    assert image_ids([tmp_path / "b/0.png", tmp_path / "a/0.png"], file) == [2, 1]
+    with pytest.raises(InputError, match=r"several images 0\.png"):
+        image_ids([tmp_path / "0.png"], file)
+    with pytest.raises(InputError, match=r"does not name 1\.png"):  # its id is text, which evaluation refuses
+        image_ids([tmp_path / "1.png"], file)
+    file.write_text(json.dumps({"images": entries[:1], "annotations": [], "categories": []}))
+    with pytest.raises(InputError, match="two of the images go by its id 1"):
+        image_ids([tmp_path / "a/0.png", tmp_path / "c/0.png"], file)
+
+
+def test_predict_turns_an_image_as_its_annotations_do(folder: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (96, 64)).save(tmp_path / "1.jpg", exif=exif)
+    content = json.loads((folder / "good.json").read_text())
+    content["images"] = [{"id": 7, "file_name": "1.jpg", "height": 64, "width": 96}]  # as the pixels lie
+    (tmp_path / "turned.json").write_text(json.dumps(content))
+    words = ["predict", f"{folder}/run/last.pt", f"{tmp_path}/1.jpg", "--out", f"{tmp_path}/out"]
+    for more, wide in (([], False), (["--annotations", f"{tmp_path}/turned.json"], True)):
+        assert cli.run([*words, *more]) == 0
+        with Image.open(tmp_path / "out/1.png") as picture:
+            assert (picture.size[0] > picture.size[1]) is wide
+
+
+def test_predict_with_a_broken_annotation_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", f"{folder}/run/last.pt", f"{folder}/images/1.png", "--out", f"{tmp_path}/out"]
+    for categories in (None, "cat", [5]):
+        file = changed(folder, tmp_path, lambda content, c=categories: content.update(categories=c))
+        fails(capsys, [*words, "--annotations", file], "categor")
+
+
 def test_predict_numbers_pictures_of_one_name(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "a/1.png")

@@ -73,7 +73,7 @@ def read_coco(annotation_file: str | Path, image_dir: str | Path | None = None) 
         InputError: the file is missing, not JSON, not COCO, or has no usable image or category.
     """
     path = Path(annotation_file)
-    content = _load_json(path)
+    content = load_json(path)
     problems = [Problem(**record) for record in _recorded_problems(content)]
     categories = check_categories(content["categories"], str(path), problems)
     images, dropped = check_images_list(content["images"], str(path), image_dir, problems)
@@ -166,7 +166,8 @@ def check_images(data: CocoData, image_dir: str | Path) -> list[Problem]:
     return problems
 
 
-def _load_json(path: Path) -> dict[str, Any]:
+def load_json(path: Path) -> dict[str, Any]:
+    """A COCO annotation file's content, its three lists made sure of; raises InputError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
