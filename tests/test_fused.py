@@ -15,8 +15,8 @@ from focal_tutorial import _fused_cpp, fused
 from focal_tutorial.losses import focal_term_second_derivative, sigmoid_focal_loss
 
 INF = math.inf
-GAMMAS = (0.0, 0.1, 0.5, 1.0, 1.5, 1.7, 2.0, 3.0, 4.0, 5.0, 6.0)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+GAMMAS = (0.0, 0.1, 0.5, 1.0, 1.5, 1.7, 2.0, 3.0, 4.0, 5.0, 6.0)
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6}
 
 
@@ -57,7 +57,7 @@ def assert_close(got, wanted, dtype, path, slack=0.0, floor=0.0):
 
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_every_logit_against_the_reference_in_float64(path, gamma, monkeypatch):
-    sweep = torch.arange(-80 * 64, 80 * 64 + 1, 1 if path != "triton" else 9) / 64
+    sweep = torch.arange(-80 * 64, 80 * 64 + 1, 1 if path != "triton" else 33) / 64
     far = torch.tensor([INF, -INF, 85.0, -85, 88, -88, 95, -95, 101, -101, 1000, -1000, 1e30, -1e30, 3e38, -3e38])
     values = torch.cat([sweep, far, torch.tensor([1e-8, -1e-8, 1e-4, -1e-4, 0.0, -0.0])])
     for dtype in dtypes(path):
