@@ -18,7 +18,7 @@ that one does not know the dtype, the next one down computes it.
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -28,27 +28,31 @@ from . import _fused_cpp, _fused_cpu
 from .focal_term import _curvature, _Slope, at_least_float32
 
 COMPILE_FROM = 262_144  # elements; below, the compiler's seconds would never be earned back
+HAS_TRITON = find_spec("triton") is not None
 PATHS = ("auto", "reference", "eager", "cpp", "triton")
 _ARGUMENTS = "Tensor x, Tensor targets, Tensor? class_weight, float positive, float negative, float gamma"
+
+
+def is_fused(x: Tensor) -> bool:
+    """Whether an operator below computes logits x, or the reference; asks nothing that `torch.compile` cannot trace."""
+    forced = os.environ.get("FOCAL_TUTORIAL_PATH", "auto")
+    if forced not in PATHS:
+        raise ValueError(f"FOCAL_TUTORIAL_PATH must be one of {', '.join(PATHS)}, got {forced!r}")
+    if forced == "reference":
+        return False
+    has_triton = HAS_TRITON and x.dtype != torch.float64
+    return has_triton if forced == "triton" or x.device.type == "cuda" else x.device.type == "cpu"
 
 
 def path_for(x: Tensor) -> str:
     """Which implementation computes logits x: "reference", "eager", "cpp" or "triton"."""
     forced = os.environ.get("FOCAL_TUTORIAL_PATH", "auto")
-    if forced not in PATHS:
-        raise ValueError(f"FOCAL_TUTORIAL_PATH must be one of {', '.join(PATHS)}, got {forced!r}")
-    if forced == "cpp" and not (_fused_cpp.supports(x) and _fused_cpp.library() is not None):
-        return "eager"
-    if forced == "triton" and x.dtype == torch.float64:
+    if not is_fused(x):
         return "reference"
-    if forced != "auto":
-        return forced
-    if x.device.type == "cuda":
-        return "triton" if x.dtype != torch.float64 and _has_triton() else "reference"
-    if x.device.type != "cpu":
-        return "reference"
-    large = x.numel() >= COMPILE_FROM and _fused_cpp.supports(x)
-    return "cpp" if large and _fused_cpp.library() is not None else "eager"
+    if forced == "triton" or x.device.type == "cuda":
+        return "triton"
+    wanted = forced == "cpp" or (forced == "auto" and x.numel() >= COMPILE_FROM)
+    return "cpp" if wanted and _fused_cpp.supports(x) and _fused_cpp.library() is not None else "eager"
 
 
 def fused_focal_loss(
@@ -193,12 +197,3 @@ def _check_labels(x: Tensor, targets: Tensor) -> None:
             f"integer targets must lie in 0 … {x.shape[1] - 1}, or be -1 (background) or -2 (ignored); "
             f"got {low if low < -2 else high}"
         )
-
-
-@lru_cache(maxsize=1)
-def _has_triton() -> bool:
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return True

@@ -77,7 +77,7 @@ def sigmoid_focal_loss(
     check_gamma(gamma)
     check_common(inputs, targets, alpha, reduction, normalizer)
     learned = targets.requires_grad or (isinstance(alpha, Tensor) and alpha.requires_grad)
-    if not learned and fused.path_for(inputs) != "reference":
+    if not learned and fused.is_fused(inputs):
         loss = fused.fused_focal_loss(inputs, targets, alpha, gamma, reduce=reduction != "none")
         return _normalize(loss, inputs, targets, reduction, normalizer)
     x, t = _dense_targets(inputs, targets)

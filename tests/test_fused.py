@@ -221,6 +221,16 @@ def test_compiles_as_one_graph(path):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="needs the CPU's own paths")
+def test_compiles_at_a_size_that_may_call_the_compiler(monkeypatch):
+    monkeypatch.delenv("FOCAL_TUTORIAL_PATH", raising=False)
+    torch._dynamo.reset()
+    _fused_cpp.library.cache_clear()
+    x, labels = torch.randn(fused.COMPILE_FROM // 64, 64), torch.full((fused.COMPILE_FROM // 64,), -1)
+    compiled = torch.compile(sigmoid_focal_loss, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, labels, reduction="sum"), sigmoid_focal_loss(x, labels, reduction="sum"))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs the CPU's own paths")
 def test_which_path_is_taken(monkeypatch):
     monkeypatch.delenv("FOCAL_TUTORIAL_PATH", raising=False)
     small, large = torch.zeros(10, 4), torch.zeros(fused.COMPILE_FROM, 1)
