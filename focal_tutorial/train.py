@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,7 @@ class Run:
         self.folder = open_folder(c)
         self.log = RunLog(self.folder, self.total_steps, self.step, progress=progress, tensorboard=c.tensorboard)
         self.watch = LossWatch()
-        self.log.say(describe(c, train_set, self.val_set, self.total_steps, device))
+        self.log.say(describe(c, train_set, self.val_set, self.total_steps, self.images_per_step, device))
 
     def _set_up(self, model: RetinaNet, train_set: DetectionDataset) -> None:
         """Model, averaged weights, optimiser, and what AMP, compilation and DDP put around them."""
@@ -135,7 +135,7 @@ class Run:
         try:
             with StopRequest() as stop:
                 for epoch in range(self.step // self.steps_per_epoch, -(-self.total_steps // self.steps_per_epoch)):
-                    for batches in self._batches(epoch):
+                    for batches in self._batches(epoch, stop):
                         self._train_step(batches)
                         self.step += 1
                         self.log.bar.update()
@@ -154,13 +154,19 @@ class Run:
             write_json(self.folder / "metrics.json", results)
         return {**results, "out": str(self.folder)}
 
-    def _batches(self, epoch: int) -> Iterator[list[Batch]]:
+    def _batches(self, epoch: int, stop: StopRequest) -> Iterator[list[Batch]]:
         """The batches of each remaining step of the epoch, `accumulate` a step."""
         done = self.step - epoch * self.steps_per_epoch
         self.loader.set_epoch(epoch, done * self.config.accumulate)
         batches = iter(self.loader)
         for _ in range(min(self.steps_per_epoch - done, self.total_steps - self.step)):
-            yield [next(batches) for _ in range(self.config.accumulate)]
+            try:
+                step = [next(batches) for _ in range(self.config.accumulate)]
+            except RuntimeError:  # Ctrl-C and SIGTERM often go to the workers as well, and end them
+                if stop.asked and world_size() == 1:
+                    self._save_and_stop()
+                raise
+            yield step
 
     def _train_step(self, batches: list[Batch]) -> None:
         """One update of the weights, on one batch or on `accumulate` of them."""
@@ -168,7 +174,7 @@ class Run:
         # Whatever draws random numbers in a step draws them from (seed, step), so that a resumed run draws the same.
         torch.manual_seed(c.seed + 1_000_003 * (self.step * world_size() + rank()))
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
+            group["lr"] = self._rate(self.step)
         sums = Accumulation(c.accumulate, world_size())
         losses = torch.zeros(2, device=self.device)
         for i, (images, targets) in enumerate(batches):
@@ -184,7 +190,7 @@ class Run:
         if c.accumulate > 1:
             torch._foreach_mul_(gradients, torch.as_tensor(sums.scale(), device=self.device))
         if c.clip_grad:
-            nn.utils.clip_grad_norm_(self.model.parameters(), c.clip_grad, foreach=True)
+            nn.utils.clip_grad_norm_(self.model.parameters(), c.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -205,10 +211,10 @@ class Run:
             losses = self.parallel(images, targets)
         return torch.stack([losses["classification"], losses["bbox_regression"]])
 
-    def _rate(self) -> float:
+    def _rate(self, step: int) -> float:
         c = self.config
         return learning_rate(
-            self.step,
+            step,
             self.total_steps,
             c.lr or 0.0,
             warmup_steps=c.warmup_steps,
@@ -228,18 +234,22 @@ class Run:
         stopping = stop.asked
         if world_size() > 1:  # all must stop at one step, so they ask each other, when they fetch their losses anyway
             stopping = look and bool(sum_over_ranks(torch.tensor(float(stop.asked), device=self.device)))
-        if done or stopping or self.step % c.save_every == 0:
-            self._save()
         if stopping and not done:
-            raise KeyboardInterrupt(
-                f"stopped after step {self.step} of {self.total_steps} and saved; resume with out {self.folder}"
-            )
+            self._save_and_stop()
+        if done or self.step % c.save_every == 0:
+            self._save()
+
+    def _save_and_stop(self) -> NoReturn:
+        self._save()
+        raise KeyboardInterrupt(
+            f"stopped after step {self.step} of {self.total_steps} and saved; resume with out {self.folder}"
+        )
 
     def _log_losses(self, epoch: int) -> None:
         losses = self.watch.fetch()
         if losses:
             self.last = {**self.last, "loss": losses["loss"]}
-            self.log.losses(self.step, epoch, self._rate(), losses, self.images_per_step)
+            self.log.losses(self.step, epoch, self._rate(self.step - 1), losses, self.images_per_step)
 
     def _evaluate(self, epoch: int) -> None:
         """Metrics of the averaged weights, and best.pt if their AP is the highest so far."""

@@ -54,7 +54,7 @@ class LossWatch:
         raise InputError(
             f"the loss is not finite at step {step} ({parts}), on the images with id {', '.join(map(str, bad_ids))}. "
             "Look at those images and their boxes; else try a lower lr, more warmup_steps, a smaller clip_grad, or amp "
-            "bf16 or none instead of fp16. last.pt is from before"
+            "bf16 or none instead of fp16. A last.pt is from before"
         )
 
 

@@ -106,7 +106,12 @@ def make_model(config: TrainConfig, num_classes: int) -> RetinaNet:
 
 
 def describe(
-    config: TrainConfig, train_set: DetectionDataset, val_set: DetectionDataset | None, steps: int, device: torch.device
+    config: TrainConfig,
+    train_set: DetectionDataset,
+    val_set: DetectionDataset | None,
+    steps: int,
+    images_per_step: int,
+    device: torch.device,
 ) -> str:
     """What is about to be trained on what, and what of the data is left out, in a few lines."""
     names = train_set.class_names
@@ -121,9 +126,8 @@ def describe(
                 f"left out or mended in {dataset.annotation_file}: {found} (focal-tutorial inspect lists them)"
             )
     height, width = config.canvas or (0, 0)
-    images = config.batch_size * config.accumulate
     lines.append(
-        f"{config.model} at {height}×{width} on {device}: {steps} steps of {images} images, "
+        f"{config.model} at {height}×{width} on {device}: {steps} steps of {images_per_step} images, "
         f"{config.optimizer} with lr {config.lr:g}"
     )
     return "\n".join(lines)
@@ -202,6 +206,11 @@ class StopRequest:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         self._restore()
+        # The same signal may have ended the loader's workers. torch would raise for that from its handler of SIGCHLD,
+        # in the middle of a step; without it, it raises when the next batch is asked for, between two steps.
+        if hasattr(signal, "SIGCHLD") and callable(handler := signal.getsignal(signal.SIGCHLD)):
+            self._before[signal.SIGCHLD] = handler
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import inspect as pyinspect
 import json
+import os
 import re
 import signal
 import subprocess
@@ -449,17 +450,21 @@ def test_every_error_gets_a_status_and_a_line(error: Exception, status: int, wor
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_leaves_a_run_to_go_on_with(tmp_path: Path, number: signal.Signals, workers: int) -> None:
     shapes = [word for pair in ("num_train=8", "num_val=2", "size=64") for word in ("--shapes", pair)]
     words = ["train", "--steps", "100000", "--log-every", "1", "--batch-size", "2", *shapes, "--out", f"{tmp_path}/run"]
+    words += ["--workers", str(workers)]
     command = [sys.executable, "-m", "focal_tutorial", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
     log = tmp_path / "run/log.csv"
     for _ in range(600):
         time.sleep(0.1)
         if log.exists() and log.read_text().count("\n") > 2:
             break
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal or a job queue does: the workers get it, too
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "--resume" in err and "Traceback" not in err
     assert (tmp_path / "run/last.pt").exists()

@@ -256,6 +256,12 @@ def test_learning_rate() -> None:
     assert paper == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])
 
 
+def test_log_has_the_rate_that_its_step_used(tmp_path: Path) -> None:
+    train(config(tmp_path / "run", lr=0.01, steps=4, log_every=1), progress=False)
+    used = [learning_rate(step, 4, 0.01, warmup_steps=2) for step in range(4)]  # 0.005, 0.01, 0.01, 0.005
+    assert [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]] == pytest.approx(used)
+
+
 def test_averaged_weights_and_weight_decay() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     average = AveragedWeights(model, 0.9)
