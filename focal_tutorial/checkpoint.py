@@ -87,12 +87,12 @@ def read_checkpoint(path: str | PathLike[str], device: str | torch.device = "cpu
 def load_checkpoint(path: str | PathLike[str], device: str | torch.device = "cpu") -> RetinaNet:
     """The model of a run's `best.pt` or `last.pt` in eval mode, with its `class_names`."""
     state = read_checkpoint(path)
-    model = build_model(state["model_config"])
     try:
+        model = build_model(state["model_config"])
         model.load_state_dict(state["ema"] if state.get("ema") is not None else state["model"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{path}: its weights do not fit its own model configuration; it was written by another "
+            f"{path}: its model configuration and weights do not fit this version; it was written by another "
             f"version of the package ({str(error).splitlines()[0]})"
         ) from error
     model.class_names = list(state["class_names"]) if state["class_names"] is not None else None

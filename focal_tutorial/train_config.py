@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,12 +100,18 @@ class TrainConfig:
                 raise InputError(f"{name}: at least 1 wanted, got {value}")
         for name in ("lr", "weight_decay", "warmup_steps", "workers", "eval_every", "seed", "clip_grad"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
+            if value is not None and not 0 <= value < math.inf:
                 raise InputError(f"{name}: 0 or more wanted, got {value}")
         for name in ("momentum", "ema"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise InputError(f"{name}: at least 0 and below 1 wanted, got {value}")
+        for name in ("scale", "milestones"):
+            value = getattr(self, name)
+            if value is not None and not all(map(math.isfinite, value)):
+                raise InputError(f"{name}: finite numbers wanted, got {value}")
+        if self.seed >= 2**62:
+            raise InputError(f"seed: below 2^62 wanted, got {self.seed}")
         if self.epochs is not None and self.steps is not None:
             raise InputError(f"epochs ({self.epochs}) and steps ({self.steps}) both set the length: give one of them")
         for a, b in (("images", "annotations"), ("val_images", "val_annotations")):

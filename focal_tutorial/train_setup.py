@@ -34,8 +34,15 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"device: auto, cpu, cuda or cuda:N wanted, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {name}: torch finds no CUDA device here; use device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        number = torch.cuda.device_count()
+        found = f"finds {number} here, counted from 0" if number else "finds no CUDA device here"
+        raise InputError(f"device {name}: torch {found}; use another one or cpu")
+    if device.type not in ("cuda", "cpu"):
+        try:
+            torch.zeros(1, device=device).item()  # an accelerator that is not there, or "meta", which holds no numbers
+        except (RuntimeError, NotImplementedError, AssertionError) as error:
+            raise InputError(f"device {name}: torch cannot compute on it here; use cpu or cuda") from error
     return device
 
 

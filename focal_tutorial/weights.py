@@ -115,7 +115,12 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
         raise InputError(f"weights: no such file and no known name: {path} (known: 'COCO_V1')")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, LookupError, struct.error) as error:
+    except pickle.UnpicklingError as error:  # torch's own message advises to switch this protection off
+        raise InputError(
+            f"{path} is refused as weights: it holds more than tensors and plain values, or is no file of torch.save; "
+            "save model.state_dict()"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error) as error:
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(
             f"{path} cannot be read as weights ({first}); a file of torch.save with tensors only is wanted"

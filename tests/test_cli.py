@@ -406,7 +406,7 @@ def test_a_checkpoint_of_other_classes(folder: Path, tmp_path: Path, capsys: pyt
     fails(capsys, ["train", *good, "--val-images", f"{folder}/images", "--val-annotations", three, *SHORT], "3")
 
 
-@pytest.mark.parametrize("kind", ["missing", "junk", "tensors only", "empty", "cut"])
+@pytest.mark.parametrize("kind", ["missing", "junk", "tensors only", "empty", "odd", "cut"])
 def test_files_that_are_no_checkpoints(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
@@ -417,6 +417,8 @@ def test_files_that_are_no_checkpoints(
         torch.save({"weight": torch.zeros(2)}, path)
     elif kind == "empty":
         path.write_bytes(b"")
+    elif kind == "odd":
+        torch.save({"model": 3, "model_config": {"builder": "retinanet_tiny"}, "class_names": None}, path)
     elif kind == "cut":
         path.write_bytes((folder / "run/last.pt").read_bytes()[:5000])
     fails(capsys, ["predict", str(path), f"{folder}/images"], r"model\.pt")

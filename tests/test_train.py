@@ -360,6 +360,12 @@ def test_data_faults(coco_set: dict[str, Any], tmp_path: Path) -> None:
     [
         ({"lr": -1.0}, "lr: 0 or more wanted, got -1"),
         ({"lr": float("nan")}, "lr: 0 or more wanted, got nan"),
+        ({"lr": float("inf")}, "lr: 0 or more wanted, got inf"),
+        ({"scale": (0.5, float("inf"))}, "scale: finite numbers wanted"),
+        ({"seed": 10**20}, "seed: below 2.62 wanted"),
+        ({"device": "meta"}, "device meta: torch cannot compute on it here"),
+        ({"device": "mps:7"}, "device mps:7: torch cannot compute on it here"),
+        ({"model_options": {"score_threshold": 1}}, "score_threshold: a number of at least 0 and below 1"),
         ({"optimizer": "adam"}, "optimizer: one of adamw, sgd wanted, got 'adam'"),
         ({"amp": "half"}, "amp: one of none, bf16, fp16 wanted"),
         ({"batch_size": 0}, "batch_size: at least 1 wanted, got 0"),
