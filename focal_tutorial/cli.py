@@ -145,8 +145,8 @@ def inspect(
     dataset = read_coco(annotations, images)
     if decode:
         dataset.problems.extend(check_images(dataset, images))
-    anchors, preprocess = anchor_setting(dataset, model, parse_options(option), parse_size(size), checkpoint)
-    report = imbalance_report(dataset, anchors, preprocess=preprocess, limit=limit)
+    setting = anchor_setting(dataset, model, parse_options(option), parse_size(size), checkpoint)
+    report = imbalance_report(dataset, **setting, limit=limit)
     typer.echo(report.text(problems=None), nl=False)
     if out is not None:
         _write_report(report, out)
@@ -249,7 +249,7 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, typer.Abort):
-        again = "; the same command with --resume goes on from the last checkpoint" if "train" in words else ""
+        again = "; the same command with --resume goes on from the last checkpoint" if "train" in words[:2] else ""
         typer.echo(f"stopped{again}", err=True)
         return INTERRUPTED
     except Exception as error:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from focal_tutorial.anchors import AnchorGenerator
 from focal_tutorial.checkpoint import write_json
 from focal_tutorial.data.coco import CocoData
 from focal_tutorial.errors import InputError
@@ -17,7 +16,7 @@ from focal_tutorial.imbalance_text import table
 from focal_tutorial.plotting import plot_precision_recall, save_figure
 from focal_tutorial.predict import write_results
 from focal_tutorial.preprocess import Preprocess
-from focal_tutorial.retinanet import BUILDERS, build_model
+from focal_tutorial.retinanet import BUILDERS, RetinaNet, build_model
 from focal_tutorial.train import load_checkpoint
 from focal_tutorial.train_config import median_canvas
 
@@ -28,15 +27,19 @@ def anchor_setting(
     options: dict[str, Any],
     canvas: tuple[int, int] | None,
     checkpoint: str | Path | None,
-) -> tuple[AnchorGenerator, Preprocess]:
-    """Anchors and preprocessing of a checkpoint, or of a model as `train` would build it for this dataset.
+) -> dict[str, Any]:
+    """Arguments of `imbalance_report`, anchors, input and thresholds, for a checkpoint or for what `train` would build.
 
     Raises:
         InputError: for an unknown builder or option.
     """
     if checkpoint is not None:
+        if options:
+            raise InputError(
+                "--option and --checkpoint: the checkpoint's model has its options already; give one of them"
+            )
         trained = load_checkpoint(checkpoint)
-        return trained.anchors, Preprocess(canvas=canvas) if canvas else trained.preprocess
+        return _setting(trained, Preprocess(canvas=canvas) if canvas else trained.preprocess)
     if model not in BUILDERS:
         raise InputError(f"--model: one of {', '.join(BUILDERS)} wanted, got {model!r}")
     size = canvas or median_canvas([(image["height"], image["width"]) for image in data.images])
@@ -45,7 +48,12 @@ def anchor_setting(
             built = build_model({"builder": model, "num_classes": len(data.class_names), "canvas": size, **options})
     except (ValueError, TypeError) as error:
         raise InputError(f"--option: {error}") from error
-    return built.anchors, Preprocess(canvas=size)
+    return _setting(built, Preprocess(canvas=size))
+
+
+def _setting(model: RetinaNet, preprocess: Preprocess) -> dict[str, Any]:
+    thresholds = model.options.pick("foreground_iou", "background_iou")
+    return {"anchors": model.anchors, "preprocess": preprocess, **thresholds}
 
 
 def metrics_text(metrics: Metrics) -> str:

@@ -205,6 +205,9 @@ def test_inspect_takes_anchors_from_options_and_checkpoints(folder: Path, capsys
     assert "P2–P3" in capsys.readouterr().out
     assert cli.run([*words, "--checkpoint", f"{folder}/run/last.pt"]) == 0
     assert "96×64 px" in capsys.readouterr().out
+    assert cli.run([*words, "--option", "foreground_iou=0.7"]) == 0
+    assert "no anchor by IoU ≥ 0.7" in " ".join(capsys.readouterr().out.split())
+    fails(capsys, [*words, "--checkpoint", f"{folder}/run/last.pt", "--option", "levels=[2,3]"], "give one of them")
     fails(capsys, [*words, "--option", "colour=3"], "colour")
     fails(capsys, [*words, "--model", "yolo"], "retinanet_tiny")
 
