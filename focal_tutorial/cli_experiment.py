@@ -33,13 +33,16 @@ def run(
     name: Annotated[str, typer.Argument(help="One of `experiment list`.")],
     profile: Annotated[Profile | None, typer.Option(help="cpu or gpu; by default gpu where there is one.")] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0 on.", min=1)] = 3,
-    out: Annotated[
-        Path, typer.Option(help="Folder for runs and NAME_PROFILE.json; what is done there is not done again.")
-    ] = Path("runs/experiments"),
+    out: Annotated[Path, typer.Option(help="Folder for the runs; what is done there is not done again.")] = Path(
+        "runs/experiments"
+    ),
+    results: Annotated[Path | None, typer.Option(help="Folder for NAME_PROFILE.json; by default --out.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder with the datasets; as for `data`.")] = None,
 ) -> None:
     """Train and test every seed that is not done yet; the result file grows with each."""
     from focal_tutorial.experiments import run_experiment
 
-    path = run_experiment(name, profile=profile.value if profile else None, seeds=seeds, out=out, root=root)
+    path = run_experiment(
+        name, profile=profile.value if profile else None, seeds=seeds, out=out, results=results, root=root
+    )
     typer.echo(f"written: {path}")
