@@ -70,22 +70,24 @@ def load_data(
 ) -> tuple[TrainConfig, DetectionDataset, DetectionDataset | None]:
     """The resolved configuration, the training set with its augmentation, and the validation set without any."""
     train_set: DetectionDataset
+    val_set: DetectionDataset | None = None
     if config.images is None or config.annotations is None:
         options = {"num_train": 1000, "num_val": 300, **config.shapes}
         num_train, num_val = options.pop("num_train"), options.pop("num_val")
-        val_set: DetectionDataset | None = ShapesDataset(num_val, split="val", **options)
-        config = config.resolved(images_per_step, [val_set.size(0)])  # type: ignore[union-attr]
-        train_set = ShapesDataset(num_train, split="train", transforms=_augmentation(config), **options)
-        return config, train_set, val_set
-    train_set = CocoDataset(config.images, config.annotations)
+        try:
+            train_set = ShapesDataset(num_train, split="train", **options)
+            val_set = ShapesDataset(num_val, split="val", **options)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"shapes: {error}") from error
+    else:
+        train_set = CocoDataset(config.images, config.annotations)
+        if config.val_images is not None and config.val_annotations is not None:
+            val_set = CocoDataset(config.val_images, config.val_annotations)
     config = config.resolved(images_per_step, [train_set.size(i) for i in range(len(train_set))])
-    train_set = CocoDataset(
-        config.images or "", config.annotations or "", transforms=_augmentation(config), cache=bool(config.cache)
-    )
+    train_set.set_transforms(_augmentation(config), cache=bool(config.cache))
     train_set.require_trainable()
-    val_set = None
-    if config.val_images is not None and config.val_annotations is not None:
-        val_set = CocoDataset(config.val_images, config.val_annotations, cache=bool(config.cache))
+    if val_set is not None:
+        val_set.set_transforms(None, cache=bool(config.cache))
     return config, train_set, val_set
 
 

@@ -18,11 +18,13 @@ import torch
 
 from focal_tutorial.checkpoint import read_checkpoint, save_checkpoint, write_atomically
 from focal_tutorial.criterion import Criterion
+from focal_tutorial.data import coco
 from focal_tutorial.data.shapes import ShapesDataset, make_shapes
 from focal_tutorial.errors import InputError
 from focal_tutorial.optim import Accumulation, AveragedWeights, learning_rate, make_optimizer
 from focal_tutorial.train import Run, TrainConfig, load_checkpoint, train
 from focal_tutorial.train_config import median_canvas
+from focal_tutorial.train_setup import load_data
 
 SMALL: dict[str, Any] = {
     "shapes": {"num_train": 20, "num_val": 4, "size": 64, "radius": [6.0, 12.0], "distractors": [0, 2]},
@@ -262,6 +264,25 @@ def test_log_has_the_rate_that_its_step_used(tmp_path: Path) -> None:
     assert [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]] == pytest.approx(used)
 
 
+def test_annotations_are_read_once(tmp_path: Path, monkeypatch: Any) -> None:
+    """Those of COCO take half a minute, and as much memory as the copy."""
+    paths = make_shapes(tmp_path, num_train=4, num_val=2, size=64)
+    read = []
+    original = coco.read_coco
+    monkeypatch.setattr(coco, "read_coco", lambda file, folder: read.append(Path(file)) or original(file, folder))
+    data = {"images": paths["train_images"], "annotations": paths["train"]}
+    data |= {"val_images": paths["val_images"], "val_annotations": paths["val"]}
+    files = {name: str(path) for name, path in data.items()}
+    train(config(tmp_path / "run", shapes={}, steps=1, **files), progress=False)
+    assert read == [paths["train"], paths["val"]]
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_cache_is_as_asked_for(tmp_path: Path, cache: bool) -> None:
+    _, *datasets = load_data(config(tmp_path, cache=cache), 2)
+    assert all((dataset._cache is not None) is cache for dataset in datasets)
+
+
 def test_averaged_weights_and_weight_decay() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     average = AveragedWeights(model, 0.9)
@@ -363,6 +384,8 @@ def test_data_faults(coco_set: dict[str, Any], tmp_path: Path) -> None:
         ({"lr": float("inf")}, "lr: 0 or more wanted, got inf"),
         ({"scale": (0.5, float("inf"))}, "scale: finite numbers wanted"),
         ({"seed": 10**20}, "seed: below 2.62 wanted"),
+        ({"shapes": {"corners": 7}}, "shapes: .*corners"),
+        ({"shapes": {"num_train": 0}}, "shapes: num_images must be at least 1"),
         ({"device": "meta"}, "device meta: torch cannot compute on it here"),
         ({"device": "mps:7"}, "device mps:7: torch cannot compute on it here"),
         ({"model_options": {"score_threshold": 1}}, "score_threshold: a number of at least 0 and below 1"),

@@ -32,6 +32,10 @@ class DetectionDataset(Dataset[Sample]):
     problems: list[Problem]  # what was found wrong, and dropped or mended
 
     def __init__(self, transforms: Callable[..., Sample] | None, cache: bool) -> None:
+        self.set_transforms(transforms, cache=cache)
+
+    def set_transforms(self, transforms: Callable[..., Sample] | None, *, cache: bool) -> None:
+        """Change transforms and caching; what was cached is forgotten."""
         self.transforms = transforms
         self._cache: dict[int, Sample] | None = {} if cache else None
         # Transforms of this package come in two parts; what the first makes of an image is always the same,
