@@ -173,6 +173,8 @@ def library_versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The repository's commit, with -dirty if the package differs from it; None outside a repository."""
+    if not (REPOSITORY / ".git").exists():  # installed: what git finds around it is another project's repository
+        return None
     git = ["git", "-C", str(REPOSITORY)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

@@ -161,12 +161,22 @@ class Run:
         batches = iter(self.loader)
         for _ in range(min(self.steps_per_epoch - done, self.total_steps - self.step)):
             try:
-                step = [next(batches) for _ in range(self.config.accumulate)]
+                step = self._take(batches)
             except RuntimeError:  # Ctrl-C and SIGTERM often go to the workers as well, and end them
                 if stop.asked and world_size() == 1:
                     self._save_and_stop()
                 raise
             yield step
+
+    def _take(self, batches: Iterator[Batch]) -> list[Batch]:
+        try:
+            return [next(batches) for _ in range(self.config.accumulate)]
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            if self.config.workers == 0:
+                raise
+            # A worker that dies while it hands over a batch. torch's handler of SIGCHLD is about to raise RuntimeError.
+            time.sleep(0.2)
+            raise RuntimeError("DataLoader worker ended") from error
 
     def _train_step(self, batches: list[Batch]) -> None:
         """One update of the weights, on one batch or on `accumulate` of them."""

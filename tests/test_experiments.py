@@ -59,6 +59,15 @@ def test_unknown_names_and_profiles_are_refused(tmp_path: Path) -> None:
         run_experiment("bccd", profile="tpu", out=tmp_path)
 
 
+@pytest.mark.parametrize(("profile", "device"), [("cpu", "cpu"), ("gpu", "cuda")])
+def test_a_profile_runs_on_the_device_that_its_result_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str, device: str
+) -> None:
+    paths = {name: tmp_path / name for name in ("images", "train", "val", "test")}
+    monkeypatch.setattr(experiments, "prepare_bccd", lambda root: paths)
+    assert experiments.bccd_config(profile, 0, tmp_path).device == device  # "auto" would take a GPU for the CPU's run
+
+
 def test_bccd_at_toy_size(tmp_path: Path) -> None:
     folders = (Path(os.environ.get("FOCAL_TUTORIAL_DATA", "")), Path(__file__).parents[2] / "shared" / "data")
     archive = next((file for folder in folders for file in folder.glob("BCCD_Dataset-*.zip")), None)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from focal_tutorial import results
 from focal_tutorial.errors import InputError
 from focal_tutorial.results import (
     RESULTS,
@@ -106,6 +108,17 @@ def test_device_and_commit_give_no_machine_away() -> None:
     assert commit is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
     memory = peak_memory()
     assert memory is None or memory > 10
+
+
+def test_the_commit_is_never_that_of_a_repository_around_the_package(tmp_path: Path, monkeypatch: Any) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", "-C", str(tmp_path), *who, "commit", "-q", "--allow-empty", "-m", "a"], check=True)
+    (tmp_path / "site-packages").mkdir()
+    monkeypatch.setattr(results, "REPOSITORY", tmp_path / "site-packages")
+    assert git_commit() is None
+    monkeypatch.setattr(results, "REPOSITORY", tmp_path)
+    assert re.fullmatch(r"[0-9a-f]{40}", git_commit() or "")
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)

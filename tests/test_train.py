@@ -19,6 +19,7 @@ import torch
 from focal_tutorial.checkpoint import read_checkpoint, save_checkpoint, write_atomically
 from focal_tutorial.criterion import Criterion
 from focal_tutorial.data import coco
+from focal_tutorial.data.loader import EpochLoader
 from focal_tutorial.data.shapes import ShapesDataset, make_shapes
 from focal_tutorial.errors import InputError
 from focal_tutorial.optim import Accumulation, AveragedWeights, learning_rate, make_optimizer
@@ -211,6 +212,16 @@ def test_a_worker_that_dies(tmp_path: Path, monkeypatch: Any) -> None:
 
     monkeypatch.setattr(ShapesDataset, "load_image", killed)
     with pytest.raises(InputError, match=r"a process that loads images died .* resume with fewer workers"):
+        train(config(tmp_path / "run", workers=1), progress=False)
+
+
+def test_a_worker_that_dies_handing_over_a_batch(tmp_path: Path, monkeypatch: Any) -> None:
+    def broken(self: EpochLoader) -> Any:
+        raise ConnectionResetError("Connection reset by peer")
+        yield
+
+    monkeypatch.setattr(EpochLoader, "__iter__", broken)
+    with pytest.raises(InputError, match="a process that loads images died"):
         train(config(tmp_path / "run", workers=1), progress=False)
 
 
