@@ -154,5 +154,8 @@ class Criterion(nn.Module):
 
 @torch.no_grad()
 def anchor_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of every anchor, summed over classes: `(N, R)` from `(N, R, K)` and `(N, R)`; 0 where ignored."""
-    return sigmoid_focal_loss(logits, labels, alpha=None, gamma=0.0, reduction="none").sum(-1)
+    """Cross entropy of every anchor, summed over classes: `(N, R)` from `(N, R, K)` and `(N, R)`; 0 where ignored.
+
+    In float32: samplers rank by it, and half precision ties thousands of anchors.
+    """
+    return sigmoid_focal_loss(logits.float(), labels, alpha=None, gamma=0.0, reduction="none").sum(-1)

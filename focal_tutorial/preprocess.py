@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -143,11 +143,13 @@ def check_targets(targets: Sequence[Target] | None, images: int, num_classes: in
         raise ValueError(f"targets: one per image wanted, got {len(targets)} for {images} images")
     for i, target in enumerate(targets):
         name = f"targets[{i}]"
+        if not isinstance(target, Mapping):
+            raise TypeError(f"{name}: a dictionary with boxes and labels wanted, got {type(target).__name__}")
         for key in ("boxes", "labels"):
             if not isinstance(target.get(key), Tensor):
                 raise TypeError(f"{name}: a tensor under {key!r} wanted, got {type(target.get(key)).__name__}")
         boxes, labels = target["boxes"], target["labels"]
-        if boxes.shape != (len(labels), 4) or labels.ndim != 1:
+        if labels.ndim != 1 or boxes.shape != (len(labels), 4):
             raise ValueError(
                 f"{name}: boxes (M, 4) and labels (M,) wanted, got {tuple(boxes.shape)} and {tuple(labels.shape)}"
             )

@@ -127,6 +127,8 @@ def test_cross_entropy_of_an_anchor() -> None:
         for i in range(2)
     ]
     assert anchor_cross_entropy(logits, labels)[0].tolist() == pytest.approx([*wanted, 0.0])
+    wild = torch.full((1, 1, 90), 800.0, dtype=torch.float16)  # 90 · 800 is beyond float16
+    assert anchor_cross_entropy(wild, torch.tensor([[-1]])).item() == pytest.approx(72_000)
 
 
 def test_unknown_choices_are_refused() -> None:

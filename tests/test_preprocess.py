@@ -70,6 +70,8 @@ def test_bad_images_are_named(images: object, error: type[Exception], message: s
     [
         ({"boxes": torch.zeros(1, 4)}, TypeError, "'labels'"),
         ({"boxes": torch.zeros(2, 4), "labels": torch.tensor([0])}, ValueError, r"boxes \(M, 4\)"),
+        ({"boxes": torch.zeros(1, 4), "labels": torch.tensor(0)}, ValueError, r"labels \(M,\)"),
+        (torch.zeros(1, 4), TypeError, r"targets\[0\]: a dictionary"),
         ({"boxes": torch.tensor([[0, 0, 5, 5]]), "labels": torch.tensor([0])}, TypeError, "float boxes"),
         ({"boxes": torch.tensor([[0.0, 0, 5, 5]]), "labels": torch.tensor([0.0])}, TypeError, "integer labels"),
         (
