@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -168,7 +169,8 @@ class TrainConfig:
         given = {name: value for name, value in self.to_dict().items() if value != default[name]}
         # Of a dictionary only the given entries count: `resolved` may have added others.
         again = {n: {**stored[n], **value} if isinstance(value, dict) else value for n, value in given.items()}
-        changed = [name for name in given if name not in FREE_ON_RESUME and again[name] != stored.get(name)]
+        old, new = (json.loads(json.dumps(x)) for x in (stored, again))  # in which lists and tuples are the same
+        changed = [name for name in given if name not in FREE_ON_RESUME and new[name] != old.get(name)]
         if changed:
             name = changed[0]
             raise InputError(

@@ -275,6 +275,17 @@ def test_log_has_the_rate_that_its_step_used(tmp_path: Path) -> None:
     assert [float(row["lr"]) for row in rows(tmp_path / "run") if row["lr"]] == pytest.approx(used)
 
 
+def test_a_run_goes_on_with_the_same_settings_as_lists_or_tuples() -> None:
+    stored = TrainConfig(model_options={"levels": (2, 3)}, shapes={"radius": [6, 12]}, milestones=(0.5, 0.9)).to_dict()
+    asked = TrainConfig(
+        model_options={"levels": [2, 3]}, shapes={"radius": (6, 12)}, milestones=(0.5, 0.9), resume=True
+    )
+    assert asked.continued(stored).model_options == {"levels": (2, 3)}
+    assert TrainConfig(lr=1).continued({**stored, "lr": 1.0}).lr == 1.0
+    with pytest.raises(InputError, match="model_options is"):
+        TrainConfig(model_options={"levels": [2, 4]}).continued(stored)
+
+
 def test_annotations_are_read_once(tmp_path: Path, monkeypatch: Any) -> None:
     """Those of COCO take half a minute, and as much memory as the copy."""
     paths = make_shapes(tmp_path, num_train=4, num_val=2, size=64)
