@@ -1,6 +1,6 @@
 """Time, memory and errors of focal loss implementations, side by side.
 
-    python benchmarks/focal_loss.py                   # CPU: about 6 minutes, writes book/results/focal_loss_cpu.json
+    python benchmarks/focal_loss.py                   # CPU: about 8 minutes, writes book/results/focal_loss_cpu.json
     python benchmarks/focal_loss.py --device cuda     # GPU: book/results/focal_loss_cuda.json
     python benchmarks/focal_loss.py --smoke           # small sizes, one round, prints and writes nothing
 
@@ -108,6 +108,9 @@ IMPLEMENTATIONS: dict[str, tuple[Loss, str | None]] = {  # the second: the path 
 }
 
 
+ON_TWO_THREADS = ("torchvision", *(name for name, (_, path) in IMPLEMENTATIONS.items() if path in ("eager", "cpp")))
+
+
 def available(name: str, device: str) -> bool:
     from importlib.util import find_spec
 
@@ -154,11 +157,27 @@ def worker(name: str, device: str, threads: int, rounds: int, sizes: list[list[i
             "torchvision_ms": [1000 * a for a, _ in pairs],
             "ms": [1000 * b for _, b in pairs],
             "first_call_ms": 1000 * first,
-            "saved_times_logits": saved(loss, x, labels, t) / (x.numel() * x.element_size()),
-            "peak_times_logits": peak(loss, x, labels, t, device) / (x.numel() * x.element_size()),
         }
         if device == "cuda":
             results[f"{rows}x{classes}"]["floor_ms"] = 1000 * floor(x)
+    return results
+
+
+def memory(name: str, device: str, sizes: list[list[int]], dtype: str) -> dict[str, Any]:
+    """Copies of the logits kept for the backward, and at the peak."""
+    torch.set_num_threads(1)
+    loss = IMPLEMENTATIONS[name][0]
+    if name == "torchvision compiled":
+        loss = torch.compile(loss)
+    results = {}
+    for rows, classes in sizes:
+        x, labels, t = inputs(rows, classes, device, getattr(torch, dtype))
+        copy = x.numel() * x.element_size()
+        step(loss, x, labels, t)  # what is built or loaded once does not count
+        results[f"{rows}x{classes}"] = {
+            "saved_times_logits": saved(loss, x, labels, t) / copy,
+            "peak_times_logits": peak(loss, x, labels, t, device) / copy,
+        }
     return results
 
 
@@ -180,10 +199,10 @@ def step(loss: Loss, x: Tensor, labels: Tensor, t: Tensor) -> None:
 
 
 def timed(loss: Loss, x: Tensor, labels: Tensor, t: Tensor, device: str) -> float:
-    """Seconds of a step: the median of several in a row on a GPU, the best of three on a CPU."""
+    """Seconds of a step: the median of several in a row on a GPU, the better of two on a CPU."""
     if device == "cpu":
         times = []
-        for _ in range(3):
+        for _ in range(2):
             start = time.perf_counter()
             step(loss, x, labels, t)
             times.append(time.perf_counter() - start)
@@ -296,9 +315,9 @@ def judge(count: dict[str, Any], got: float, wanted: Any, dtype: torch.dtype) ->
 
 
 # ---------------------------------------------------------------- everything
-def call(arguments: list[str], path: str | None) -> Any:
+def call(arguments: list[str], path: str | None, **variables: str) -> Any:
     """Run this file as a worker; its last line is its result."""
-    environment = dict(os.environ)
+    environment = {**os.environ, **variables}
     if path is not None:
         environment["FOCAL_TUTORIAL_PATH"] = path
     command = [sys.executable, "-W", "ignore", __file__, *arguments]
@@ -314,12 +333,25 @@ def measure(device: str, rounds: int, sizes: list[tuple[int, int]], dtypes: list
         for dtype in dtypes:
             setting = f"{threads} thread{'s' * (threads > 1)}" if device == "cpu" else dtype
             for name, (_, path) in IMPLEMENTATIONS.items():
-                if available(name, device):
+                if available(name, device) and (threads == 1 or name in ON_TWO_THREADS):
                     options = ["--device", device, "--threads", str(threads), "--rounds", str(rounds), "--dtype", dtype]
                     results.setdefault(setting, {})[name] = call(
                         ["--worker", name, *options, "--sizes", json.dumps(sizes)], path
                     )
                     print_row(setting, name, results[setting][name])
+    return results
+
+
+def measure_memory(device: str, sizes: list[tuple[int, int]], dtypes: list[str]) -> dict[str, Any]:
+    """Apart from the times: glibc must give freed memory back at once, or the next step's peak does not show."""
+    results: dict[str, Any] = {}
+    for dtype in dtypes:
+        for name, (_, path) in IMPLEMENTATIONS.items():
+            if available(name, device) and name != "torchvision after pow":
+                arguments = ["--memory", name, "--device", device, "--dtype", dtype, "--sizes", json.dumps(sizes)]
+                row = results.setdefault(dtype, {})[name] = call(arguments, path, MALLOC_MMAP_THRESHOLD_="100000")
+                cells = (f"{k}: {r['saved_times_logits']:.1f} {r['peak_times_logits']:.2f}" for k, r in row.items())
+                print(f"{dtype:10s} {name:24s} kept, peak", *cells, flush=True)
     return results
 
 
@@ -329,7 +361,6 @@ def print_row(setting: str, name: str, result: dict[str, Any]) -> None:
         ratios = sorted(a / b for a, b in zip(r["torchvision_ms"], r["ms"], strict=True))
         middle = ratios[len(ratios) // 2]
         cells.append(f"{size} {min(r['ms']):8.2f} ms {middle:5.1f}x ({ratios[0]:.1f}-{ratios[-1]:.1f}) ")
-        cells.append(f"saved {r['saved_times_logits']:.1f} peak {r['peak_times_logits']:.2f} ")
     print(f"{setting:10s} {name:24s}", *cells, flush=True)
 
 
@@ -370,7 +401,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="folder for the JSON file; default book/results")
     parser.add_argument("--smoke", action="store_true")
-    for hidden in ("--worker", "--errors", "--sizes", "--dtype"):
+    for hidden in ("--worker", "--memory", "--errors", "--sizes", "--dtype"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -379,15 +410,18 @@ def main() -> None:
         result = worker(options.worker, options.device, options.threads, options.rounds, sizes, options.dtype)
         print(json.dumps(result))
         return
+    if options.memory:
+        print(json.dumps(memory(options.memory, options.device, json.loads(options.sizes), options.dtype)))
+        return
     if options.errors:
         print(json.dumps(errors(options.errors)))
         return
     start = time.perf_counter()
     rounds = 1 if options.smoke else options.rounds
     sizes = SIZES["smoke" if options.smoke else options.device]
-    results = measure(
-        options.device, rounds, sizes, ["float32"] if options.device == "cpu" else ["float32", "bfloat16"]
-    )
+    dtypes = ["float32"] if options.device == "cpu" else ["float32", "bfloat16"]
+    results = measure(options.device, rounds, sizes, dtypes)
+    copies = measure_memory(options.device, sizes, dtypes)
     skipped = ("torchvision compiled", "torchvision after pow", "triton, labels", "triton, float targets")
     tables = {
         name: call(["--errors", name], path)
@@ -400,14 +434,15 @@ def main() -> None:
         return
     from focal_tutorial.results import save_result
 
-    keep = ("first_call_ms", "saved_times_logits", "peak_times_logits", "floor_ms")
+    keep = ("first_call_ms", "floor_ms")
     payload = {
         "config": {
             "gamma": GAMMA, "alpha": ALPHA, "sizes": [f"{r}x{c}" for r, c in sizes], "rounds": rounds,
             "reduction": "sum", "positives": "1 row in 100", "peers": versions(),
         },
         "runs": as_runs(results, rounds),
-        "memory": {
+        "memory": copies,
+        "other": {
             setting: {
                 name: {size: {k: r[k] for k in keep if k in r} for size, r in by_size.items()}
                 for name, by_size in names.items()
