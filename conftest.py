@@ -14,6 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PYTHONHASHSEED", "0")
 # Frozen modules make the kernel's debugger warn on stderr, and a new line there fails a notebook cell.
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+# A backend that the shell names would keep notebooks from showing their figures.
+os.environ.pop("MPLBACKEND", None)
 
 
 @cache

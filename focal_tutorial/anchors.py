@@ -25,7 +25,8 @@ def cell_anchors(size: float, ratios: Sequence[float], scales: Sequence[float]) 
 def grid_anchors(cell: Tensor, grid: tuple[int, int], stride: tuple[float, float], centre: float) -> Tensor:
     """`cell` `(A, 4)` repeated at every location of a `grid` `(rows, columns)`: `(rows · columns · A, 4)`.
 
-    Location (i, j) lies at ((j + centre) · stride_x, (i + centre) · stride_y). Row-major, a location's anchors together.
+    Location (i, j) lies at ((j + centre) · stride_x, (i + centre) · stride_y). The order is row-major, and a location's
+    anchors lie together.
     """
     rows, columns = grid
     y = (torch.arange(rows, dtype=cell.dtype) + centre) * stride[0]

@@ -35,7 +35,7 @@ class Criterion(nn.Module):
             the focal loss by default.
         sampler: `(losses (N, R), labels (N, R), anchors (R, 4)) → labels`, with what it discards set to −2; see
             `focal_tutorial.sampling`. `losses` is the cross entropy of every anchor, summed over classes. Only the
-            classification loss is sampled.
+            classification loss is sampled; the normaliser counts every assigned anchor all the same.
 
     Source: RetinaNet paper §4, "Training"; the alternatives are those of the released implementations.
     """

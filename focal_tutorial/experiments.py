@@ -7,6 +7,7 @@ every seed's metrics, and where they were measured. `focal-tutorial experiment r
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -177,15 +178,24 @@ def _seed(
     configuration: dict[str, Any],
     changes: dict[str, Any],
 ) -> dict[str, Any]:
-    """One seed's run: its stored record if it was finished with this configuration, else made now."""
-    record = folder / f"seed-{seed}.json"
+    """One seed's run: its stored record if it was finished with this configuration, else made now.
+
+    A run that was stopped goes on if it had this configuration too, and is thrown away otherwise.
+    """
+    record, run_folder = folder / f"seed-{seed}.json", folder / f"seed-{seed}"
+    begun = run_folder / "recipe.json"
     configuration = json.loads(json.dumps(configuration))  # as it comes back from the file: lists for tuples
     if record.exists():
         stored: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
         if stored["config"] == configuration:
             return dict(stored["run"])
+    if run_folder.exists() and (not begun.exists() or json.loads(begun.read_text("utf-8")) != configuration):
+        shutil.rmtree(run_folder)
+    write_json(_made(run_folder) / begun.name, configuration)
+    if PROFILES[profile] == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    metrics = experiment.run(profile, seed, _made(folder / f"seed-{seed}"), root, **changes)
+    metrics = experiment.run(profile, seed, run_folder, root, **changes)
     run = {
         "seed": seed,
         "metrics": metrics,

@@ -103,6 +103,8 @@ def _augmentation(config: TrainConfig) -> Any:
 
 def make_model(config: TrainConfig, num_classes: int) -> RetinaNet:
     """The model of a resolved configuration, with weights drawn from `config.seed` or loaded."""
+    if "canvas" in config.model_options:  # the images are brought to config.canvas; the model would resize them again
+        raise InputError("model option canvas: set the size of the training canvas instead (--size)")
     torch.manual_seed(config.seed)
     given = {"weights": config.weights, "weights_backbone": config.weights_backbone, "canvas": config.canvas}
     given = {name: value for name, value in given.items() if value is not None}

@@ -126,7 +126,8 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
             f"{path} cannot be read as weights ({first}); a file of torch.save with tensors only is wanted"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]  # a checkpoint of this package or of torchvision's reference scripts
+        # A checkpoint of this package (of last.pt the averaged weights, as in best.pt), or of torchvision's scripts.
+        content = content["ema"] if isinstance(content.get("ema"), Mapping) else content["model"]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise InputError(f"{path} holds no state dict (names to tensors); save model.state_dict()")
     return content

@@ -52,6 +52,16 @@ def test_finished_seeds_are_not_run_again_and_a_changed_setting_is(calls: list, 
     assert [seed for seed, _ in calls] == [0, 1]
 
 
+def test_a_run_begun_with_another_recipe_is_thrown_away(calls: list, tmp_path: Path) -> None:
+    begun = tmp_path / "fake_cpu" / "seed-0"
+    for changes in ({}, {"steps": 9}, {"steps": 9}):
+        with pytest.raises(InputError, match="on purpose"):
+            run_experiment("fake", profile="cpu", seeds=1, out=tmp_path, report=str, fail_at=0, **changes)
+        left = [path.name for path in begun.iterdir()]
+        (begun / f"left by {changes}").touch()
+    assert set(left) == {"recipe.json", "left by {'steps': 9}"}
+
+
 def test_unknown_names_and_profiles_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no experiment 'fig99'; there are: bccd"):
         run_experiment("fig99", out=tmp_path)

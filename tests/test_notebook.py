@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import matplotlib as mpl
@@ -11,6 +13,17 @@ import pytest
 import torch
 
 from focal_tutorial import notebook
+
+
+@pytest.fixture(autouse=True)
+def settings_as_before() -> Iterator[None]:
+    """`setup` changes the whole process: other tests must not notice."""
+    threads, options = torch.get_num_threads(), np.get_printoptions()
+    with mpl.rc_context(), warnings.catch_warnings():
+        yield
+    torch.set_num_threads(threads)
+    torch.set_printoptions(profile="default")
+    np.set_printoptions(**options)
 
 
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:

@@ -115,7 +115,8 @@ def test_detections_are_sorted_into_right_wrong_and_missed() -> None:
 
 def test_a_saved_picture_has_the_images_own_size_and_carries_its_alt_text(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    alt = save_picture(path, torch.zeros(3, 700, 900, dtype=torch.uint8), BOXES, LABELS, names=NAMES)
+    with mpl.rc_context({"savefig.bbox": "tight"}):  # as in a notebook
+        alt = save_picture(path, torch.zeros(3, 700, 900, dtype=torch.uint8), BOXES, LABELS, names=NAMES)
     with Image.open(path) as image:
         assert image.size == (900, 700) and image.info["Description"] == alt
     save_picture(path, torch.zeros(3, 64, 80), BOXES)

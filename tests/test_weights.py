@@ -173,6 +173,16 @@ def test_bad_weights_are_explained(tmp_path: Path) -> None:
         retinanet_tiny(2, weights=retinanet_tiny(2, channels=32).state_dict())
 
 
+def test_a_checkpoint_to_resume_gives_its_averaged_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    raw, averaged = retinanet_tiny(2).state_dict(), retinanet_tiny(2).state_dict()
+    torch.save({"model": raw, "ema": averaged}, tmp_path / "last.pt")
+    torch.save({"model": raw, "ema": None}, tmp_path / "plain.pt")
+    for file, wanted in (("last.pt", averaged), ("plain.pt", raw)):
+        loaded = retinanet_tiny(2, weights=tmp_path / file).state_dict()
+        assert all(torch.equal(loaded[name], wanted[name]) for name in wanted)
+
+
 def test_own_weights_load_into_the_same_and_another_number_of_classes() -> None:
     torch.manual_seed(0)
     model = retinanet_tiny(2)

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from matplotlib import font_manager
+from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -48,6 +48,6 @@ def save_figure(figure: Figure, path: str | Path, *, alt: str = "", dpi: float =
     metadata = {"Description": alt, "Software": None} if alt and Path(path).suffix.lower() == ".png" else None
     for text in figure.findobj(Text):
         text.set_fontfamily(fonts())
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), rc_context({"savefig.bbox": None}):  # a notebook's "tight" would change the size
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # then a frame stands in its place
         figure.savefig(path, dpi=dpi, metadata=metadata)
