@@ -77,7 +77,7 @@ def sigmoid_focal_loss(
     check_gamma(gamma)
     check_common(inputs, targets, alpha, reduction, normalizer)
     learned = targets.requires_grad or (isinstance(alpha, Tensor) and alpha.requires_grad)
-    if not learned and fused.is_fused(inputs):
+    if not learned and not _transformed(inputs, targets) and fused.is_fused(inputs):
         loss = fused.fused_focal_loss(inputs, targets, alpha, gamma, reduce=reduction != "none")
         return _normalize(loss, inputs, targets, reduction, normalizer)
     x, t = _dense_targets(inputs, targets)
@@ -285,7 +285,7 @@ def _dense_targets(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     classes = torch.arange(inputs.shape[-1], device=inputs.device)
     t = (targets.unsqueeze(-1) == classes).to(x.dtype)
     bad = (targets < IGNORE) | (targets >= inputs.shape[-1])
-    if inputs.device.type == "cpu":
+    if inputs.device.type == "cpu" and not _transformed(inputs, targets):
         if bool(bad.any()):
             raise ValueError(
                 f"integer targets must lie in 0 … {inputs.shape[-1] - 1}, -1 (background) or -2 (ignored); "
@@ -311,6 +311,13 @@ def _normalize(
     if normalizer is not None:
         loss = loss / normalizer
     return loss.to(inputs.dtype) if reduction == "none" else loss
+
+
+def _transformed(*tensors: Tensor) -> bool:
+    """Whether torch.func (vmap, grad, …) is at work: operators cannot be transformed, nor looked into."""
+    if torch.compiler.is_compiling():
+        return False
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
 
 
 def _sum(loss: Tensor) -> Tensor:

@@ -275,6 +275,21 @@ def test_learned_targets_and_alpha_get_gradients():
     assert torch.autograd.gradcheck(lambda *v: sigmoid_focal_loss(*v), (x, t, alpha))
 
 
+def test_torch_func_transforms():
+    """Gradients per sample, and through a transform; the operators give way to the reference."""
+    torch.manual_seed(7)
+    x, labels = torch.randn(5, 6, 4), torch.randint(-2, 4, (5, 6))
+
+    def loss(v, y):
+        return sigmoid_focal_loss(v, y, reduction="sum")
+
+    per_sample = torch.func.vmap(torch.func.grad(loss))(x, labels)
+    z = x.clone().requires_grad_()
+    torch.testing.assert_close(per_sample, torch.autograd.grad(loss(z, labels), z)[0])
+    hessian = torch.func.hessian(lambda v: softmax_focal_loss(v, torch.tensor(1)))(x[0, 0])
+    torch.testing.assert_close(hessian, hessian.t())
+
+
 def test_one_hot_is_not_needed_by_the_normalizer():
     x, labels = torch.randn(9, 4), torch.randint(-1, 4, (9,))
     plain = sigmoid_focal_loss(x, labels, reduction="sum")
