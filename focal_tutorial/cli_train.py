@@ -80,7 +80,9 @@ def train(
     ] = False,
     seed: Annotated[int, option(COMPUTING, "Start of all random numbers.")] = 0,
     workers: Annotated[int, option(COMPUTING, "Processes that load images beside the training.")] = 0,
-    threads: Annotated[int | None, option(COMPUTING, "CPU threads per process; torch's choice by default.")] = None,
+    threads: Annotated[
+        int | None, option(COMPUTING, "CPU threads per process; by default 1 for retinanet_tiny, else torch's choice.")
+    ] = None,
     eval_every: Annotated[int, option(RECORDS, "Epochs between evaluations; 0: at the end only.")] = 0,
     save_every: Annotated[int, option(RECORDS, "Steps between checkpoints.")] = 500,
     log_every: Annotated[int, option(RECORDS, "Steps between rows of log.csv.")] = 20,

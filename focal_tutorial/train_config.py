@@ -76,7 +76,7 @@ class TrainConfig:
     deterministic: bool = False  # only algorithms that give the same bits again, on CUDA too
     seed: int = 0
     workers: int = 0  # processes that load images beside the training
-    threads: int | None = None  # of the CPU, per process
+    threads: int | None = None  # of the CPU, per process; None: 1 for retinanet_tiny, else torch's choice
 
     # Records
     eval_every: int = 0  # epochs between evaluations; 0: at the end only. There is always one at the end.

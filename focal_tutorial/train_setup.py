@@ -51,8 +51,11 @@ def computing(config: TrainConfig) -> Iterator[None]:
     """Set torch's threads and determinism for a run, and put them back after it."""
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     deterministic = torch.are_deterministic_algorithms_enabled()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    # The tiny model gains little from a second thread, and loses a factor once another program wants the cores: the
+    # threads of each operation wait for each other.
+    wanted = config.threads or (1 if config.model == "retinanet_tiny" else None)
+    if wanted is not None:
+        torch.set_num_threads(wanted)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only deterministic with one of these
     torch.use_deterministic_algorithms(config.deterministic or deterministic)
