@@ -16,7 +16,7 @@ out=${1:?usage: bash benchmarks/on_gpu.sh OUT [kernels] [loss] [bccd]}
 shift
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 status=0
 
 (($#)) || set -- kernels loss bccd
