@@ -23,10 +23,12 @@ from torch import Tensor
 
 SOURCE = r"""
 #include <algorithm>
+#include <atomic>
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <dlfcn.h>
 #include <thread>
 #include <vector>
 
@@ -224,6 +226,25 @@ static void blocks(const Job &job, int64_t first, int64_t last, int64_t height) 
   }
 }
 
+// Run share(0) ... share(shares - 1) on the threads of PyTorch's own pool where its OpenMP has one to give: threads of
+// ours would compete with the pool's, which spin for a while after each of PyTorch's operations.
+template <class Share>
+static void in_parallel(const Share &share, int shares) {
+  if (shares <= 1) return share(0);
+  struct Work { const Share &share; int shares; std::atomic<int> next; } work{share, shares, {0}};
+  auto take = [](void *data) {  // each thread takes what is left, so a team of any size does it all
+    Work &w = *static_cast<Work *>(data);
+    for (int i; (i = w.next.fetch_add(1)) < w.shares;) w.share(i);
+  };
+  typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+  static const Parallel parallel = (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
+  if (parallel) return parallel(take, &work, shares, 0);
+  std::vector<std::thread> others;
+  for (int i = 1; i < shares; i++) others.emplace_back(take, &work);
+  take(&work);
+  for (auto &other : others) other.join();
+}
+
 template <bool BACKWARD>
 static void run(const Job &job, int threads) {
   const int64_t height = std::max<int64_t>(1, BLOCK / job.columns), count = (job.rows + height - 1) / height;
@@ -234,10 +255,8 @@ static void run(const Job &job, int threads) {
     blocks<-1, BACKWARD>(job, first, last, height);
   };
   threads = (int)std::min<int64_t>(threads, (count + 15) / 16);
-  std::vector<std::thread> others;
-  for (int i = 1; i < threads; i++) others.emplace_back(work, count * i / threads, count * (i + 1) / threads);
-  work(0, threads > 1 ? count / threads : count);
-  for (auto &other : others) other.join();
+  const int64_t shares = std::max(1, threads);
+  in_parallel([&](int64_t i) { work(count * i / shares, count * (i + 1) / shares); }, (int)shares);
 }
 
 extern "C" int64_t focal_blocks(int64_t rows, int64_t columns) {
@@ -247,7 +266,7 @@ extern "C" int64_t focal_blocks(int64_t rows, int64_t columns) {
 extern "C" void focal_forward(const Job *job, int threads) { run<false>(*job, threads); }
 extern "C" void focal_backward(const Job *job, int threads) { run<true>(*job, threads); }
 """
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ldl", "-fno-math-errno", "-fno-trapping-math")
 
 
 class _Job(ctypes.Structure):
