@@ -7,16 +7,18 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from focal_tutorial.boxes import decode_boxes, encode_boxes
 from focal_tutorial.losses import sigmoid_focal_loss, smooth_l1
 from focal_tutorial.matching import match_anchors
 
 ClassificationLoss = Callable[[Tensor, Tensor], Tensor]
+QualityLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-BOX_LOSSES = ("smooth_l1", "l1", "giou")
+IOU_LOSSES = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
+BOX_LOSSES = ("smooth_l1", "l1", *IOU_LOSSES)
 NORMALIZERS = ("foreground", "foreground_plus_one", "image", "ema")
 
 
@@ -26,13 +28,16 @@ class Criterion(nn.Module):
     Args:
         foreground_iou, background_iou, low_quality_iou: see `match_anchors`.
         alpha, gamma: of the focal loss.
-        box_loss: "smooth_l1" (the paper), "l1" (torchvision v1, detectron2) or "giou".
+        box_loss: "smooth_l1" (the paper), "l1" (torchvision v1, detectron2), or on decoded boxes "giou", "diou", "ciou".
         beta: where smooth L1 turns from quadratic to linear; the paper's code uses 1/9.
         normalizer: what the sums are divided by. "foreground": anchors assigned to a box in the batch, at least 1 (the
             paper); "foreground_plus_one": Σ over images of (foreground + 1) (Detectron); "image": each image by its
             own, then the mean (torchvision); "ema": a moving average of the batch's, momentum 0.9 (detectron2).
         classification_loss: `(logits (n, R, K), labels (n, R)) → 0-d sum`, labels −1 background and −2 ignored;
             the focal loss by default.
+        quality_loss: in its place, `(logits (n, R, K), labels (n, R), quality (n, R)) → 0-d sum`, where `quality` is
+            the IoU of a foreground anchor's predicted box with its ground truth, without gradient, 0 elsewhere; see
+            `focal_tutorial.neighbours`.
         sampler: `(losses (N, R), labels (N, R), anchors (R, 4)) → labels`, with what it discards set to −2; see
             `focal_tutorial.sampling`. `losses` is the cross entropy of every anchor, summed over classes. Only the
             classification loss is sampled; the normaliser counts every assigned anchor all the same.
@@ -54,6 +59,7 @@ class Criterion(nn.Module):
         beta: float = 1 / 9,
         normalizer: str = "foreground",
         classification_loss: ClassificationLoss | None = None,
+        quality_loss: QualityLoss | None = None,
         sampler: Sampler | None = None,
     ) -> None:
         super().__init__()
@@ -61,10 +67,13 @@ class Criterion(nn.Module):
             raise ValueError(f"box_loss: one of {BOX_LOSSES} wanted, got {box_loss!r}")
         if normalizer not in NORMALIZERS:
             raise ValueError(f"normalizer: one of {NORMALIZERS} wanted, got {normalizer!r}")
+        if classification_loss is not None and quality_loss is not None:
+            raise ValueError("classification_loss and quality_loss exclude each other: give one of them")
         self.thresholds = (foreground_iou, background_iou, low_quality_iou)
         self.alpha, self.gamma = alpha, gamma
         self.box_loss, self.beta, self.normalizer = box_loss, beta, normalizer
         self.classification_loss = classification_loss or self.focal_loss
+        self.quality_loss = quality_loss
         self.sampler = sampler
         self.last_foreground: Tensor | None = None  # of the last batch; gradient accumulation weighs its batches by it
         if normalizer == "ema":
@@ -106,18 +115,22 @@ class Criterion(nn.Module):
         box_losses = self.box_losses(predicted, reference, boxes)  # (F,)
         if self.sampler is not None:
             labels = self.sampler(anchor_cross_entropy(logits, labels), labels, anchors)
+        quality = None
+        if self.quality_loss is not None:
+            quality = logits.new_zeros(labels.shape, dtype=torch.float32)  # (N, R)
+            quality[image, anchor] = paired_iou(decode_boxes(predicted.detach(), reference), boxes)
         if self.normalizer == "image":
-            return self._per_image(logits, labels, matches, box_losses, image)
+            return self._per_image(logits, labels, matches, box_losses, image, quality)
         normalizer = self._foreground(len(image), len(targets), logits.device)
         return {
-            "classification": self.classification_loss(logits, labels) / normalizer,
+            "classification": self._classification(logits, labels, quality) / normalizer,
             "bbox_regression": box_losses.sum() / normalizer,
         }
 
     def box_losses(self, deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
         """Loss of each foreground anchor, `(F,)`, from deltas, anchors and boxes `(F, 4)`."""
-        if self.box_loss == "giou":
-            return generalized_box_iou_loss(decode_boxes(deltas, anchors), boxes)
+        if self.box_loss in IOU_LOSSES:
+            return IOU_LOSSES[self.box_loss](decode_boxes(deltas, anchors), boxes)
         beta = self.beta if self.box_loss == "smooth_l1" else 0.0
         return smooth_l1(deltas, encode_boxes(boxes, anchors), beta=beta, reduction="none").sum(-1)
 
@@ -139,17 +152,38 @@ class Criterion(nn.Module):
         world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         return count.clamp(min=1.0 / world)
 
+    def _classification(self, logits: Tensor, labels: Tensor, quality: Tensor | None) -> Tensor:
+        if self.quality_loss is None or quality is None:
+            return self.classification_loss(logits, labels)
+        return self.quality_loss(logits, labels, quality)
+
     def _per_image(
-        self, logits: Tensor, labels: Tensor, matches: Tensor, box_losses: Tensor, image: Tensor
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        matches: Tensor,
+        box_losses: Tensor,
+        image: Tensor,
+        quality: Tensor | None,
     ) -> dict[str, Tensor]:
         foreground = (matches >= 0).sum(1).clamp(min=1)  # (N,)
         classification = [
-            self.classification_loss(logits[i : i + 1], labels[i : i + 1]) / foreground[i] for i in range(len(labels))
+            self._classification(logits[i : i + 1], labels[i : i + 1], None if quality is None else quality[i : i + 1])
+            / foreground[i]
+            for i in range(len(labels))
         ]
         return {
             "classification": torch.stack(classification).mean(),
             "bbox_regression": (box_losses / foreground[image]).sum() / len(labels),
         }
+
+
+def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """IoU of each box with the other box of the same row: `(F,)` from `(F, 4)` xyxy each; 0 where both are empty."""
+    low, high = torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])
+    overlap = (high - low).clamp(min=0).prod(1)  # (F,)
+    union = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (others[:, 2:] - others[:, :2]).prod(1) - overlap
+    return overlap / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
 @torch.no_grad()

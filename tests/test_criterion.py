@@ -1,10 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.ops import box_iou
 
 from focal_tutorial.anchors import AnchorGenerator
-from focal_tutorial.boxes import encode_boxes
-from focal_tutorial.criterion import Criterion, anchor_cross_entropy
+from focal_tutorial.boxes import decode_boxes, encode_boxes
+from focal_tutorial.criterion import Criterion, anchor_cross_entropy, paired_iou
 from focal_tutorial.matching import BACKGROUND, IGNORE
 from focal_tutorial.sampling import mine_hard_negatives
 
@@ -136,3 +137,57 @@ def test_unknown_choices_are_refused() -> None:
         Criterion(box_loss="l2")
     with pytest.raises(ValueError, match="normalizer: one of"):
         Criterion(normalizer="none")
+
+
+def test_a_quality_loss_gets_the_iou_of_the_predicted_boxes() -> None:
+    logits, deltas = predictions()
+    seen: list[torch.Tensor] = []
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
+        assert not quality.requires_grad
+        assert logits.shape[:2] == labels.shape == quality.shape
+        seen.append(quality)
+        return (logits.sum(-1) * quality).sum()
+
+    for normalizer in ("foreground", "image"):
+        seen.clear()
+        criterion = Criterion(quality_loss=loss, normalizer=normalizer)
+        labels, matches = criterion.match(ANCHORS, TARGETS)
+        found = criterion(logits, deltas, ANCHORS, TARGETS)["classification"]
+        quality = torch.cat(seen)
+        wanted = torch.zeros(labels.shape)
+        for n, r in (labels >= 0).nonzero().tolist():
+            box = decode_boxes(deltas[n, r].detach()[None], ANCHORS[r][None])
+            wanted[n, r] = box_iou(box, TARGETS[n]["boxes"][matches[n, r]][None])
+        torch.testing.assert_close(quality, wanted, rtol=1e-5, atol=1e-6)
+        foreground = (labels >= 0).sum(1)
+        sums = (logits.detach().sum(-1) * wanted).sum(1)  # (3,)
+        per_image = (sums / foreground.clamp(min=1)).mean()
+        assert found.item() == pytest.approx(
+            float(per_image if normalizer == "image" else sums.sum() / foreground.sum()), rel=1e-4
+        )
+
+
+def test_iou_of_pairs_without_area_is_zero() -> None:
+    point = torch.tensor([[3.0, 3.0, 3.0, 3.0]])
+    assert paired_iou(point, point).item() == 0
+    assert paired_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0, 2.0]])).item() == (
+        pytest.approx(1 / 3)
+    )
+
+
+@pytest.mark.parametrize("name", ["giou", "diou", "ciou"])
+def test_iou_losses_vanish_at_the_truth_and_only_there(name: str) -> None:
+    box, anchor = torch.tensor([[8.0, 8.0, 40.0, 44.0]]), torch.tensor([[4.0, 6.0, 36.0, 38.0]])
+    right = encode_boxes(box, anchor)
+    criterion = Criterion(box_loss=name)
+    assert criterion.box_losses(right, anchor, box).item() == pytest.approx(0, abs=1e-5)
+    assert criterion.box_losses(right + 0.2, anchor, box).item() > 0.1
+    apart = torch.tensor([[4.0, 0.0, 0.0, 0.0]])  # four anchor widths to the right: no overlap, and still a slope
+    loss = criterion.box_losses(apart.requires_grad_(), anchor, box)
+    assert torch.autograd.grad(loss.sum(), apart)[0][0, 0] > 0
+
+
+def test_a_plain_and_a_quality_loss_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        Criterion(quality_loss=lambda x, t, q: x.sum(), classification_loss=lambda x, t: x.sum())
