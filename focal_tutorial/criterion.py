@@ -40,7 +40,8 @@ class Criterion(nn.Module):
             `focal_tutorial.neighbours`.
         sampler: `(losses (N, R), labels (N, R), anchors (R, 4)) → labels`, with what it discards set to −2; see
             `focal_tutorial.sampling`. `losses` is the cross entropy of every anchor, summed over classes. Only the
-            classification loss is sampled; the normaliser counts every assigned anchor all the same.
+            classification loss is sampled; the normaliser counts every assigned anchor all the same. A sampler that
+            remembers images has a method `expect`, called before with the list of the targets' "image_id".
 
     Source: RetinaNet paper §4, "Training"; the alternatives are those of the released implementations.
     """
@@ -114,6 +115,8 @@ class Criterion(nn.Module):
         boxes = torch.cat([t["boxes"] for t in targets])[matches[image, anchor] + offsets[image]]  # (F, 4)
         box_losses = self.box_losses(predicted, reference, boxes)  # (F,)
         if self.sampler is not None:
+            if hasattr(self.sampler, "expect"):
+                self.sampler.expect([int(target["image_id"]) for target in targets])
             labels = self.sampler(anchor_cross_entropy(logits, labels), labels, anchors)
         quality = None
         if self.quality_loss is not None:

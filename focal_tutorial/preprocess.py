@@ -173,7 +173,10 @@ def move(target: Target, before: Size, after: Size, device: torch.device) -> Tar
     boxes = target["boxes"].as_subclass(Tensor).float()
     if before != after:
         boxes = boxes * scale.to(boxes.device)
-    return {
+    moved = {
         "boxes": boxes.to(device, non_blocking=True),
         "labels": target["labels"].long().to(device, non_blocking=True),
     }
+    if "image_id" in target:  # for samplers that remember images; read on the CPU, so it stays there
+        moved["image_id"] = torch.as_tensor(target["image_id"])
+    return moved

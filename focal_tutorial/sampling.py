@@ -102,3 +102,92 @@ def mine_online(
             kept = few | _top(loss, allowed & (label == BACKGROUND), batch_size - int(few.sum()))
         sampled[image] = torch.where(kept, label, IGNORE)
     return sampled
+
+
+class Bootstrapping:
+    """Hard examples collected in rounds: keep all foreground and, per image, a set of negatives that grows.
+
+    An image's set starts with a few random background anchors. At the end of every round, the `per_round` background
+    anchors of highest loss that are not in it yet join it, and training goes on with the larger set.
+
+    The classical form trains to the end, runs that detector over all training images, adds its false positives and
+    trains anew. Here training is not interrupted: an image's round ends every `visits`-th time that it comes (an epoch
+    is one visit), and the losses it comes with are the detector's errors on it. The hardest join, whether or not
+    their score would make them detections. With `start=0`, `visits=1` and `capacity=per_round` nothing is remembered:
+    then it is hard negative mining with a fixed number.
+
+    The sets hold anchor indices, so an image must come with the same pixels each time: no random flip, crop or scale.
+    They are not part of a checkpoint.
+
+    Args:
+        start: random background anchors in an image's set at first.
+        per_round: anchors that join at the end of a round.
+        visits: how often an image is seen in a round.
+        rounds: after so many the set stays as it is; `None` goes on.
+        capacity: largest size of the set; beyond it the easiest are dropped at the end of a round, as Felzenszwalb et
+            al. do. `None` keeps all.
+        generator: of the random start.
+
+    Source: Sung and Poggio (1998); Rowley, Baluja and Kanade (1998); Felzenszwalb et al. (2010), §4.
+    """
+
+    def __init__(
+        self,
+        start: int = 64,
+        per_round: int = 32,
+        visits: int = 1,
+        rounds: int | None = None,
+        capacity: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if start < 0 or per_round < 0 or visits < 1:
+            raise ValueError(f"want start >= 0, per_round >= 0, visits >= 1, got {start}, {per_round}, {visits}")
+        self.start, self.per_round, self.visits = start, per_round, visits
+        self.rounds, self.capacity, self.generator = rounds, capacity, generator
+        self.negatives: dict[int, Tensor] = {}  # image id → anchor indices, (S,) int64
+        self.seen: dict[int, int] = {}  # image id → visits so far
+        self._foreground: dict[int, Tensor] = {}  # to notice an image that has changed
+        self._image_ids: list[int] = []
+
+    def expect(self, image_ids: list[int]) -> None:
+        """Say which images the next call is about, in its order; `Criterion` does, from the targets' "image_id"."""
+        self._image_ids = image_ids
+
+    def __call__(self, losses: Tensor, labels: Tensor, anchors: Tensor | None = None) -> Tensor:
+        """Labels `(N, R)` without the discarded anchors, from losses and labels `(N, R)`; the anchors do not matter.
+
+        Raises:
+            ValueError: unless `expect` has named the N images, or if one came with other foreground than before.
+        """
+        if len(self._image_ids) != len(labels):
+            raise ValueError(f"{len(labels)} images, but ids of {len(self._image_ids)}: call expect() before")
+        sampled = torch.full_like(labels, IGNORE)
+        for image, image_id in enumerate(self._image_ids):
+            foreground, background = labels[image] >= 0, labels[image] == BACKGROUND  # (R,) each
+            chosen = self._visit(image_id, losses[image].detach(), foreground, background)
+            sampled[image] = torch.where(foreground | chosen, labels[image], IGNORE)
+        self._image_ids = []
+        return sampled
+
+    def _visit(self, image_id: int, loss: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
+        """Mask `(R,)` of the image's set, after what this visit adds to it."""
+        where = foreground.nonzero().squeeze(1).cpu()
+        if not torch.equal(self._foreground.setdefault(image_id, where), where):
+            raise ValueError(
+                f"image {image_id} has other foreground anchors than before: bootstrapping remembers anchors, "
+                "so train without random flips, crops and scales"
+            )
+        seen = self.seen.get(image_id, 0)
+        self.seen[image_id] = seen + 1
+        if seen == 0:
+            chosen = _top(torch.rand(loss.shape, generator=self.generator).to(loss.device), background, self.start)
+        else:
+            chosen = torch.zeros_like(background)
+            chosen[self.negatives[image_id].to(loss.device)] = True
+        ends_round = seen % self.visits == 0 and seen > 0
+        if ends_round and (self.rounds is None or seen // self.visits <= self.rounds):
+            chosen = chosen | _top(loss, background & ~chosen, self.per_round)
+            if self.capacity is not None:
+                chosen = _top(loss, chosen, self.capacity)
+        self.negatives[image_id] = chosen.nonzero().squeeze(1).cpu()
+        return chosen

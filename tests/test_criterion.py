@@ -7,7 +7,7 @@ from focal_tutorial.anchors import AnchorGenerator
 from focal_tutorial.boxes import decode_boxes, encode_boxes
 from focal_tutorial.criterion import Criterion, anchor_cross_entropy, paired_iou
 from focal_tutorial.matching import BACKGROUND, IGNORE
-from focal_tutorial.sampling import mine_hard_negatives
+from focal_tutorial.sampling import Bootstrapping, mine_hard_negatives
 
 ANCHORS = torch.cat(AnchorGenerator(levels=(3, 4))((64, 96)))
 K = 3
@@ -116,6 +116,17 @@ def test_a_sampler_leaves_the_box_loss_alone() -> None:
     )
     assert mined["bbox_regression"] == plain["bbox_regression"]
     assert 0 < mined["classification"] < plain["classification"]
+
+
+def test_a_sampler_that_remembers_images_hears_which_they_are() -> None:
+    logits, deltas = predictions()
+    sampler = Bootstrapping(start=1, per_round=1)
+    targets = [{**target, "image_id": torch.tensor(10 + i)} for i, target in enumerate(TARGETS)]
+    for _ in range(2):
+        Criterion(sampler=sampler)(logits, deltas, ANCHORS, targets)
+    assert sampler.seen == {10 + i: 2 for i in range(len(TARGETS))}
+    with pytest.raises(KeyError, match="image_id"):
+        Criterion(sampler=sampler)(logits, deltas, ANCHORS, TARGETS)
 
 
 def test_cross_entropy_of_an_anchor() -> None:

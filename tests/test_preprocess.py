@@ -28,6 +28,12 @@ def test_canvas_fits_inside_and_pads_right_and_below() -> None:
     torch.testing.assert_close(prepared.targets[1]["boxes"], BOX["boxes"] * 0.4)
 
 
+def test_image_ids_come_along_where_there_are_any() -> None:
+    image = torch.rand(3, 64, 64)
+    given = Preprocess(min_size=32)([image, image], [{**BOX, "image_id": 7}, BOX]).targets
+    assert int(given[0]["image_id"]) == 7 and "image_id" not in given[1]
+
+
 def test_a_batch_of_the_canvas_size_is_only_normalised() -> None:
     batch = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     preprocess = Preprocess(canvas=(64, 96))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from focal_tutorial.matching import BACKGROUND, IGNORE
-from focal_tutorial.sampling import mine_hard_negatives, mine_online, sample_balanced
+from focal_tutorial.sampling import Bootstrapping, mine_hard_negatives, mine_online, sample_balanced
 
 
 @pytest.fixture
@@ -73,3 +73,61 @@ def test_ohem_nms_keeps_one_of_a_pile(labels: torch.Tensor, losses: torch.Tensor
 def test_ohem_needs_boxes_for_nms(labels: torch.Tensor, losses: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="boxes are needed"):
         mine_online(losses, labels)
+
+
+def visit(sampler: Bootstrapping, losses: torch.Tensor, labels: torch.Tensor, ids: tuple[int, ...]) -> torch.Tensor:
+    sampler.expect(list(ids))
+    return sampler(losses, labels)
+
+
+def test_bootstrapping_adds_the_hardest_after_each_round(labels: torch.Tensor, losses: torch.Tensor) -> None:
+    sampler = Bootstrapping(start=20, per_round=5, visits=2, generator=torch.Generator().manual_seed(0))
+    kept = [visit(sampler, losses + step, labels, (7, 8)) for step in range(5)]
+    assert [counts(k) for k in kept] == [[(10, n), (200, n)] for n in (20, 20, 25, 25, 30)]
+    assert all(unchanged_where_kept(k, labels) for k in kept)
+    assert torch.equal(kept[0], kept[1]) and bool(((kept[0] == IGNORE) | (kept[2] == kept[0])).all())
+    joined = (kept[2][0] == BACKGROUND) & (kept[0][0] != BACKGROUND)
+    waiting = (labels[0] == BACKGROUND) & (kept[2][0] != BACKGROUND)
+    assert losses[0][joined].min() > losses[0][waiting].max()
+
+
+def test_bootstrapping_remembers_by_image_and_not_by_place(labels: torch.Tensor, losses: torch.Tensor) -> None:
+    sampler = Bootstrapping(start=20, per_round=0, generator=torch.Generator().manual_seed(0))
+    first = visit(sampler, losses, labels, (7, 8))
+    second = visit(sampler, losses.flip(0), labels.flip(0), (8, 7))
+    assert torch.equal(second, first.flip(0))
+    assert sampler.seen == {7: 2, 8: 2} and [len(sampler.negatives[i]) for i in (7, 8)] == [20, 20]
+
+
+def test_bootstrapping_stops_and_forgets_when_told(labels: torch.Tensor, losses: torch.Tensor) -> None:
+    stops = Bootstrapping(start=3, per_round=5, rounds=2)
+    assert [counts(visit(stops, losses, labels, (0, 1)))[0][1] for _ in range(5)] == [3, 8, 13, 13, 13]
+    full = Bootstrapping(start=20, per_round=5, capacity=22)
+    for _ in range(2):
+        sampled = visit(full, losses, labels, (0, 1))
+    assert counts(sampled) == [(10, 22), (200, 22)]
+    easiest = min(losses[0][full.negatives[0]].tolist())
+    assert easiest > losses[0][20:].min()  # the 3 easiest of 25 went
+
+
+def test_bootstrapping_without_memory_is_hard_negative_mining(labels: torch.Tensor, losses: torch.Tensor) -> None:
+    labels[1, 10:200] = BACKGROUND  # 10 foreground in both, so that 1 : 3 is 30 in both
+    labels[1, :10] = 2
+    sampler = Bootstrapping(start=0, per_round=30, capacity=30)
+    assert counts(visit(sampler, losses, labels, (0, 1))) == [(10, 0), (10, 0)]
+    for shift in (0, 300):
+        now = losses.roll(shift, dims=1)
+        assert torch.equal(visit(sampler, now, labels, (0, 1)), mine_hard_negatives(now, labels, ratio=3))
+
+
+def test_bootstrapping_notices_what_it_cannot_do(labels: torch.Tensor, losses: torch.Tensor) -> None:
+    sampler = Bootstrapping()
+    with pytest.raises(ValueError, match="expect"):
+        sampler(losses, labels)
+    visit(sampler, losses, labels, (0, 1))
+    with pytest.raises(ValueError, match="expect"):  # the ids count for one call
+        sampler(losses, labels)
+    with pytest.raises(ValueError, match="image 0 has other foreground"):
+        visit(sampler, losses, labels.flip(1), (0, 1))
+    with pytest.raises(ValueError, match="visits"):
+        Bootstrapping(visits=0)
