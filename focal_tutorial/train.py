@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -41,7 +41,16 @@ from focal_tutorial.train_setup import (
 __all__ = ["TrainConfig", "load_checkpoint", "train"]
 
 
-def train(config: TrainConfig, *, model: RetinaNet | None = None, progress: bool = True) -> dict[str, Any]:
+AfterStep = Callable[[int, RetinaNet], None]
+
+
+def train(
+    config: TrainConfig,
+    *,
+    model: RetinaNet | None = None,
+    after_step: AfterStep | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
     """Train a RetinaNet and return the validation metrics of its last weights, as `metrics.json` holds them.
 
     The run folder gets config.json, log.csv, last.pt (all that `resume` needs), best.pt (the weights of the evaluation
@@ -51,6 +60,7 @@ def train(config: TrainConfig, *, model: RetinaNet | None = None, progress: bool
         config: see `TrainConfig`. With `resume`, the run in `config.out` (else the latest in runs/) goes on to the same
             result.
         model: trained instead of the one that `config` describes, for losses and samplers that no configuration has.
+        after_step: called with the number of steps done and the model after each, to look at the model as it learns.
         progress: show a bar and lines.
 
     Returns:
@@ -67,7 +77,7 @@ def train(config: TrainConfig, *, model: RetinaNet | None = None, progress: bool
         stored = read_last(config)
         config = config.continued(stored["config"])
     with process_group(pick_device(config.device)) as device, computing(config):
-        return Run(config, device, model, stored, progress).finish()
+        return Run(config, device, model, stored, after_step, progress).finish()
 
 
 class Run:
@@ -79,9 +89,10 @@ class Run:
         device: torch.device,
         model: RetinaNet | None,
         stored: dict[str, Any] | None,
+        after_step: AfterStep | None,
         progress: bool,
     ) -> None:
-        self.device = device
+        self.device, self.after_step = device, after_step
         self.images_per_step = config.batch_size * config.accumulate * world_size()
         c, train_set, self.val_set = load_data(config, self.images_per_step)
         self.config, self.num_images = c, len(train_set)
@@ -235,6 +246,8 @@ class Run:
     def _after_step(self, epoch: int, stop: StopRequest) -> None:
         """Log, evaluate and save, where it is time to."""
         c = self.config
+        if self.after_step is not None:
+            self.after_step(self.step, self.model)
         done = self.step == self.total_steps
         look = done or self.step % c.log_every == 0
         if look:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torchvision
 
 from focal_tutorial.matching import BACKGROUND, IGNORE
 from focal_tutorial.sampling import Bootstrapping, mine_hard_negatives, mine_online, sample_balanced
@@ -131,3 +132,23 @@ def test_bootstrapping_notices_what_it_cannot_do(labels: torch.Tensor, losses: t
         visit(sampler, losses, labels.flip(1), (0, 1))
     with pytest.raises(ValueError, match="visits"):
         Bootstrapping(visits=0)
+
+
+@pytest.mark.parametrize("fraction", [None, 0.25])
+@pytest.mark.parametrize("batch_size", [1, 64, 700, 5000])
+def test_online_mining_equals_nms_over_all_anchors(fraction: float | None, batch_size: int) -> None:
+    generator = torch.Generator().manual_seed(batch_size)
+    corners = 60 * torch.rand(3000, 2, generator=generator)
+    boxes = torch.cat([corners, corners + 4 + 20 * torch.rand(3000, 2, generator=generator)], 1)
+    losses = torch.rand(1, 3000, generator=generator)
+    labels = torch.full((1, 3000), BACKGROUND)
+    labels[0, ::50], labels[0, 1::50] = 0, IGNORE
+    where = (labels[0] != IGNORE).nonzero().squeeze(1)
+    left = where[torchvision.ops.nms(boxes[where], losses[0, where], 0.5)]  # by loss, the highest first
+    few = [r for r in left.tolist() if labels[0, r] >= 0][: int(batch_size * (fraction or 0))]
+    many = [r for r in left.tolist() if fraction is None or labels[0, r] == BACKGROUND]
+    wanted = torch.full_like(labels, IGNORE)
+    kept = torch.tensor(few + many[: batch_size - len(few)])
+    wanted[0, kept] = labels[0, kept]
+    found = mine_online(losses, labels, boxes, batch_size, 0.5, fraction)
+    assert torch.equal(found, wanted)
