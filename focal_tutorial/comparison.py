@@ -1,0 +1,258 @@
+"""One detector, one task, many ways to deal with imbalance: what chapters 3, 4 and 7 compare.
+
+Everything but the setting is the same: images, network, schedule, seeds. The learning rate is chosen once for each
+family of settings, from one grid, on images that the comparison itself does not use, so that no loss wins by its scale.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from focal_tutorial.checkpoint import read_checkpoint, write_json
+from focal_tutorial.criterion import Criterion
+from focal_tutorial.data.dataset import DetectionDataset
+from focal_tutorial.data.shapes import ShapesDataset
+from focal_tutorial.evaluate import evaluate
+from focal_tutorial.losses import focal_term, focal_term_derivative
+from focal_tutorial.neighbours import quality_focal_criterion, varifocal_criterion
+from focal_tutorial.proposals import two_stage_tiny
+from focal_tutorial.retinanet import RetinaNet, build_model
+from focal_tutorial.sampling import Bootstrapping, mine_hard_negatives, mine_online, sample_balanced
+from focal_tutorial.train import TrainConfig, train
+
+# One or two small objects among three to ten distractors: 1 foreground anchor to about 560 of background.
+COMPARISON_RECIPES: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "shapes": {"num_train": 1000, "num_val": 300, "size": 192, "objects": (1, 2)},
+        "model": "retinanet_tiny",
+        "model_options": {"levels": (2, 3, 4), "channels": 32, "widths": (32, 64, 96, 128)},
+        "steps": 800,
+        "batch_size": 4,
+        "optimizer": "adamw",
+        "warmup_steps": 50,
+        "ema": 0.99,
+        "flip": 0.0,  # bootstrapping keeps anchors per image, and all settings see the same images
+        "clip_grad": 1.0,
+        "threads": 1,
+    },
+}
+
+CE: dict[str, Any] = {"alpha": None, "gamma": 0.0}
+
+# family: shares a learning rate. prior: π. sampler, quality, model: see `comparison_model`. The rest is `Criterion`'s.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ce_half": {"title": "CE from p = 0.5", "family": "ce_half", "prior": 0.5, **CE},
+    "ce": {"title": "CE", "family": "ce", **CE},
+    "bce_50": {"title": "balanced CE, α = 0.5", "family": "bce", "alpha": 0.5, "gamma": 0.0},
+    "bce_75": {"title": "balanced CE, α = 0.75", "family": "bce", "alpha": 0.75, "gamma": 0.0},
+    "bce_90": {"title": "balanced CE, α = 0.9", "family": "bce", "alpha": 0.9, "gamma": 0.0},
+    "bce_99": {"title": "balanced CE, α = 0.99", "family": "bce", "alpha": 0.99, "gamma": 0.0},
+    "bce_998": {"title": "balanced CE, α = 0.998", "family": "bce", "alpha": 0.998, "gamma": 0.0},
+    "fl05": {"title": "focal loss, γ = 0.5, α = 0.5", "family": "focal", "alpha": 0.5, "gamma": 0.5},
+    "fl1": {"title": "focal loss, γ = 1, α = 0.25", "family": "focal", "alpha": 0.25, "gamma": 1.0},
+    "fl2": {"title": "focal loss, γ = 2, α = 0.25", "family": "focal", "alpha": 0.25, "gamma": 2.0},
+    "random": {"title": "random sampling, 1 : 3", "family": "random", "sampler": "random", **CE},
+    "hard_negatives": {"title": "hard negatives, 1 : 3", "family": "hard_negatives", "sampler": "hard", **CE},
+    "ohem": {"title": "OHEM, 128 after NMS", "family": "ohem", "sampler": "ohem", **CE},
+    "bootstrapping": {"title": "bootstrapping", "family": "bootstrapping", "sampler": "bootstrapping", **CE},
+    "proposals": {"title": "two stages: proposals, 1 : 3", "family": "proposals", "model": "two_stage"},
+    "varifocal": {"title": "varifocal loss", "family": "varifocal", "quality": "varifocal"},
+    "quality_focal": {"title": "quality focal loss", "family": "quality_focal", "quality": "quality_focal"},
+    "fl2_giou": {
+        "title": "focal loss, GIoU for boxes", "family": "focal", "alpha": 0.25, "gamma": 2.0, "box_loss": "giou"
+    },
+    "fl2_ciou": {
+        "title": "focal loss, CIoU for boxes", "family": "focal", "alpha": 0.25, "gamma": 2.0, "box_loss": "ciou"
+    },
+}  # fmt: skip
+
+SAMPLERS: dict[str, Any] = {
+    "random": lambda: lambda losses, labels, anchors: sample_balanced(labels, batch_size=64, foreground_fraction=0.25),
+    "hard": lambda: lambda losses, labels, anchors: mine_hard_negatives(losses, labels, ratio=3.0),
+    "ohem": lambda: functools.partial(mine_online, batch_size=128, nms_iou=0.5),
+    "bootstrapping": Bootstrapping,
+}
+QUALITY_LOSSES = {"varifocal": varifocal_criterion, "quality_focal": quality_focal_criterion}
+
+RATE_GRID = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
+RATE_SEED = 100  # the rates are chosen with another seed, on validation images
+# The best of RATE_GRID for each family; `experiment run loss_rates` finds them again.
+RATES: dict[str, dict[str, float]] = {"cpu": {}}
+# The setting that a family's rate is chosen with.
+RATE_SETTINGS = {
+    "ce_half": "ce_half", "ce": "ce", "bce": "bce_75", "focal": "fl2", "random": "random",
+    "hard_negatives": "hard_negatives", "ohem": "ohem", "bootstrapping": "bootstrapping", "proposals": "proposals",
+    "varifocal": "varifocal", "quality_focal": "quality_focal",
+}  # fmt: skip
+
+PROBE_STEPS = (0, 5, 10, 20, 50, 100, 200, 400, 800)
+PROBE_IMAGES = 16
+
+
+def comparison_config(profile: str, lr: float, seed: int, out: Path | str, **changes: Any) -> TrainConfig:
+    """The training run of one setting: the profile's recipe with a learning rate, a seed and a run folder."""
+    recipe = {k: v for k, v in COMPARISON_RECIPES[profile].items() if k not in ("model", "model_options")}
+    return TrainConfig(lr=lr, seed=seed, out=str(out), device="cpu" if profile == "cpu" else "cuda", **recipe | changes)
+
+
+def comparison_model(setting: str, profile: str, seed: int) -> RetinaNet:
+    """The network of a setting with the weights of `seed`, and the criterion that the setting stands for."""
+    recipe, s = COMPARISON_RECIPES[profile], SETTINGS[setting]
+    size = recipe["shapes"]["size"]
+    options = {**recipe["model_options"], "canvas": (size, size)}
+    torch.manual_seed(seed)
+    if s.get("model") == "two_stage":
+        return two_stage_tiny(3, **options)  # type: ignore[return-value]
+    model = build_model({"builder": recipe["model"], "num_classes": 3, "prior": s.get("prior", 0.01), **options})
+    model.criterion = Criterion(
+        **{name: s[name] for name in ("alpha", "gamma", "box_loss") if name in s},
+        quality_loss=QUALITY_LOSSES[s["quality"]] if "quality" in s else None,
+        sampler=SAMPLERS[s["sampler"]]() if "sampler" in s else None,
+    )
+    return model
+
+
+def loss_shares(logits: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
+    """How much of the loss, and of its gradient, comes from foreground anchors, under three losses.
+
+    Args:
+        logits: `(N, R, K)`.
+        labels: `(N, R)` integers, −1 background, −2 ignored.
+
+    Returns:
+        `{"loss": {"ce", "balanced" (α = 0.75), "focal" (α = 0.25, γ = 2)}, "gradient": {…}}`, shares in 0…1; the
+        gradient's is that of the summed absolute derivatives by the logits.
+    """
+    foreground, background = logits[labels >= 0].double(), logits[labels == -1].double()  # (F, K), (B, K)
+    truth = labels[labels >= 0][:, None] == torch.arange(logits.shape[-1], device=logits.device)  # (F, K)
+    shares: dict[str, dict[str, float]] = {"loss": {}, "gradient": {}}
+    for name, alpha, gamma in (("ce", 0.5, 0.0), ("balanced", 0.75, 0.0), ("focal", 0.25, 2.0)):
+        for what, term in (("loss", focal_term), ("gradient", focal_term_derivative)):
+            x_t = torch.where(truth, foreground, -foreground)
+            objects = (torch.where(truth, alpha, 1 - alpha) * term(x_t, gamma)).abs().sum()
+            rest = ((1 - alpha) * term(-background, gamma)).abs().sum()
+            shares[what][name] = round(float(objects / (objects + rest)), 5)
+    return shares
+
+
+class Probe:
+    """Looks at fixed training images as the model learns: `trace` gets a record at each of `PROBE_STEPS`."""
+
+    def __init__(self, dataset: DetectionDataset, images: int = PROBE_IMAGES) -> None:
+        items = [dataset[i] for i in range(images)]
+        self.images = torch.stack([image.as_subclass(Tensor) for image, _ in items])  # (N, 3, H, W)
+        self.targets = [target for _, target in items]
+        self.trace: list[dict[str, Any]] = []
+
+    @torch.no_grad()
+    def __call__(self, step: int, model: RetinaNet) -> None:
+        if step not in PROBE_STEPS:
+            return
+        device = next(model.parameters()).device
+        batch, _, _, targets = model.preprocess(self.images.to(device), self.targets)
+        logits, _ = model.network(batch)
+        anchors = torch.cat(model.anchors((batch.shape[-2], batch.shape[-1]), device))
+        labels, _ = model.criterion.match(anchors, targets)
+        foreground = labels >= 0
+        truth = logits[foreground].gather(1, labels[foreground][:, None]).sigmoid()
+        self.trace.append(
+            {
+                "step": step,
+                "p_foreground": round(float(truth.mean()), 5),
+                "p_background": round(float(logits[labels == -1].sigmoid().mean()), 7),
+                **loss_shares(logits, labels),
+            }
+        )
+
+
+def run_setting(setting: str, profile: str, lr: float, seed: int, out: Path, **changes: Any) -> dict[str, Any]:
+    """Train one setting with one seed and measure it: `{"metrics", "trace", "seconds"}`.
+
+    The metrics are those on the test images, `validation_AP` that on the validation images. What `out` holds of a
+    finished run with the same settings is read, not made again.
+
+    Args:
+        setting: a key of `SETTINGS`.
+        profile: "cpu" or "gpu".
+        lr: learning rate.
+        seed: of the first weights and the order of the images.
+        out: folder for the record and, until it is finished, the run.
+        changes: settings of `TrainConfig` to change.
+    """
+    record, folder = out / "record.json", out / "run"
+    begun = {"setting": SETTINGS[setting], "recipe": {**COMPARISON_RECIPES[profile], **changes}, "lr": lr, "seed": seed}
+    begun = json.loads(json.dumps(begun))  # as it comes back from the file: lists for tuples
+    if record.exists():
+        stored: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        if stored.pop("begun") == begun:
+            return stored
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
+    start = time.perf_counter()
+    config = comparison_config(profile, lr, seed, folder, **changes)
+    shapes = dict(config.shapes)
+    num_test = shapes.pop("num_val")
+    del shapes["num_train"]
+    model = comparison_model(setting, profile, seed).to(config.device)
+    probe = None
+    if isinstance(model, RetinaNet):
+        probe = Probe(ShapesDataset(PROBE_IMAGES, **shapes))
+        probe(0, model)
+    trained = train(config, model=model, after_step=probe, progress=False)
+    model.load_state_dict(read_checkpoint(folder / "best.pt")["model"])  # the averaged weights
+    metrics = evaluate(model, ShapesDataset(num_test, split="test", **shapes))
+    kept = {name: metrics[name] for name in ("AP", "AP50", "AP75", "AR100")}
+    run = {
+        "metrics": {**kept, "validation_AP": trained["best"]["AP"]},
+        "trace": probe.trace if probe else [],
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    shutil.rmtree(folder)
+    write_json(record, {"begun": begun, **run})
+    return run
+
+
+def run_losses(profile: str, seed: int, out: Path, root: Path | str | None = None, **changes: Any) -> dict[str, Any]:
+    """Every setting with one seed: `{"metrics": {setting: …}, "trace": {setting: …}}`."""
+    rates = RATES[profile]
+    runs = {
+        name: run_setting(name, profile, rates[s["family"]], seed, out / name, **changes)
+        for name, s in SETTINGS.items()
+    }
+    return {what: {name: run[what] for name, run in runs.items()} for what in ("metrics", "trace")}
+
+
+def run_rates(profile: str, seed: int, out: Path, root: Path | str | None = None, **changes: Any) -> dict[str, Any]:
+    """Each family's learning rate, uphill on the grid: `{"metrics": {family: {"lr", "validation_AP": {rate: AP}}}}`."""
+    metrics: dict[str, Any] = {}
+    for family, setting in RATE_SETTINGS.items():
+
+        def validation_ap(lr: float, family: str = family, setting: str = setting) -> float:
+            run = run_setting(setting, profile, lr, seed, out / f"{family}-{lr:g}", **changes)
+            return float(run["metrics"]["validation_AP"])
+
+        found = climb(validation_ap, RATE_GRID)
+        metrics[family] = {
+            "lr": max(found, key=lambda lr: found[lr]),
+            "validation_AP": {f"{lr:g}": ap for lr, ap in sorted(found.items())},
+        }
+    return {"metrics": metrics}
+
+
+def climb(height: Callable[[float], float], grid: Sequence[float]) -> dict[float, float]:
+    """`{point: height}` of the points looked at on the way from the middle of the grid to a local maximum."""
+    found = {grid[i]: height(grid[i]) for i in (len(grid) // 2, len(grid) // 2 + 1)}
+    while True:
+        best = grid.index(max(found, key=lambda point: found[point]))
+        new = [grid[i] for i in (best - 1, best + 1) if 0 <= i < len(grid) and grid[i] not in found]
+        if not new:
+            return found
+        found |= {point: height(point) for point in new}
