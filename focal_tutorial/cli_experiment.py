@@ -25,14 +25,14 @@ def list_experiments() -> None:
 
     for name, experiment in EXPERIMENTS.items():
         minutes = ", ".join(f"{profile} {value:g}" for profile, value in experiment.minutes.items())
-        typer.echo(f"{name:8} {experiment.title}; minutes a seed: {minutes}")
+        typer.echo(f"{name:10} {experiment.title}; minutes a seed: {minutes}")
 
 
 @app.command()
 def run(
     name: Annotated[str, typer.Argument(help="One of `experiment list`.")],
     profile: Annotated[Profile | None, typer.Option(help="cpu or gpu; by default gpu where there is one.")] = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds, from 0 on.", min=1)] = 3,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds; by default as the book.", min=1)] = None,
     out: Annotated[Path, typer.Option(help="Folder for the runs; what is done there is not done again.")] = Path(
         "runs/experiments"
     ),

@@ -32,7 +32,14 @@ from focal_tutorial.train import TrainConfig, train
 # One or two small objects among three to ten distractors: 1 foreground anchor to about 560 of background.
 COMPARISON_RECIPES: dict[str, dict[str, Any]] = {
     "cpu": {
-        "shapes": {"num_train": 1000, "num_val": 300, "size": 192, "objects": (1, 2)},
+        "shapes": {
+            "num_train": 1000,
+            "num_val": 300,
+            "size": 192,
+            "objects": (1, 2),
+            "contrast": (35.0, 80.0),
+            "clutter": 0.7,
+        },
         "model": "retinanet_tiny",
         "model_options": {"levels": (2, 3, 4), "channels": 32, "widths": (32, 64, 96, 128)},
         "steps": 800,
@@ -60,13 +67,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fl05": {"title": "focal loss, γ = 0.5, α = 0.5", "family": "focal", "alpha": 0.5, "gamma": 0.5},
     "fl1": {"title": "focal loss, γ = 1, α = 0.25", "family": "focal", "alpha": 0.25, "gamma": 1.0},
     "fl2": {"title": "focal loss, γ = 2, α = 0.25", "family": "focal", "alpha": 0.25, "gamma": 2.0},
-    "random": {"title": "random sampling, 1 : 3", "family": "random", "sampler": "random", **CE},
-    "hard_negatives": {"title": "hard negatives, 1 : 3", "family": "hard_negatives", "sampler": "hard", **CE},
-    "ohem": {"title": "OHEM, 128 after NMS", "family": "ohem", "sampler": "ohem", **CE},
-    "bootstrapping": {"title": "bootstrapping", "family": "bootstrapping", "sampler": "bootstrapping", **CE},
+    "random": {"title": "random sampling, 1 : 3", "family": "sampled", "sampler": "random", **CE},
+    "hard_negatives": {"title": "hard negatives, 1 : 3", "family": "sampled", "sampler": "hard", **CE},
+    "ohem": {"title": "OHEM, 128 after NMS", "family": "sampled", "sampler": "ohem", **CE},
+    "bootstrapping": {"title": "bootstrapping", "family": "sampled", "sampler": "bootstrapping", **CE},
     "proposals": {"title": "two stages: proposals, 1 : 3", "family": "proposals", "model": "two_stage"},
-    "varifocal": {"title": "varifocal loss", "family": "varifocal", "quality": "varifocal"},
-    "quality_focal": {"title": "quality focal loss", "family": "quality_focal", "quality": "quality_focal"},
+    "varifocal": {"title": "varifocal loss", "family": "quality", "quality": "varifocal"},
+    "quality_focal": {"title": "quality focal loss", "family": "quality", "quality": "quality_focal"},
     "fl2_giou": {
         "title": "focal loss, GIoU for boxes", "family": "focal", "alpha": 0.25, "gamma": 2.0, "box_loss": "giou"
     },
@@ -86,12 +93,11 @@ QUALITY_LOSSES = {"varifocal": varifocal_criterion, "quality_focal": quality_foc
 RATE_GRID = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 RATE_SEED = 100  # the rates are chosen with another seed, on validation images
 # The best of RATE_GRID for each family; `experiment run loss_rates` finds them again.
-RATES: dict[str, dict[str, float]] = {"cpu": {}}
+RATES: dict[str, dict[str, float]] = {"cpu": dict.fromkeys(sorted({s["family"] for s in SETTINGS.values()}), 0.004)}
 # The setting that a family's rate is chosen with.
 RATE_SETTINGS = {
-    "ce_half": "ce_half", "ce": "ce", "bce": "bce_75", "focal": "fl2", "random": "random",
-    "hard_negatives": "hard_negatives", "ohem": "ohem", "bootstrapping": "bootstrapping", "proposals": "proposals",
-    "varifocal": "varifocal", "quality_focal": "quality_focal",
+    "ce_half": "ce_half", "ce": "ce", "bce": "bce_75", "focal": "fl2", "sampled": "hard_negatives",
+    "proposals": "proposals", "quality": "varifocal",
 }  # fmt: skip
 
 PROBE_STEPS = (0, 5, 10, 20, 50, 100, 200, 400, 800)
@@ -218,6 +224,17 @@ def run_setting(setting: str, profile: str, lr: float, seed: int, out: Path, **c
     shutil.rmtree(folder)
     write_json(record, {"begun": begun, **run})
     return run
+
+
+def losses_recipe(profile: str) -> dict[str, Any]:
+    """The configuration of the comparison as its result holds it."""
+    return {**COMPARISON_RECIPES[profile], "settings": SETTINGS, "rates": RATES[profile]}
+
+
+def rates_recipe(profile: str) -> dict[str, Any]:
+    """The configuration of the choice of learning rates as its result holds it."""
+    chosen_with = {name: SETTINGS[name] for name in RATE_SETTINGS.values()}
+    return {**COMPARISON_RECIPES[profile], "settings": chosen_with, "grid": RATE_GRID}
 
 
 def run_losses(profile: str, seed: int, out: Path, root: Path | str | None = None, **changes: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from focal_tutorial.checkpoint import write_json
+from focal_tutorial.comparison import RATE_SEED, losses_recipe, rates_recipe, run_losses, run_rates
 from focal_tutorial.data.bccd import prepare_bccd
 from focal_tutorial.data.coco import CocoDataset
 from focal_tutorial.errors import InputError
@@ -82,33 +83,48 @@ def bccd_config(
 
 
 def run_bccd(profile: str, seed: int, out: Path, root: Path | str | None, **changes: Any) -> dict[str, Any]:
-    """Train one seed, or go on where it was stopped; returns its metrics on BCCD's 72 test images."""
+    """Train one seed, or go on where it was stopped; returns its "metrics" on BCCD's 72 test images."""
     config = bccd_config(profile, seed, out, root, **changes)
     config.resume = (out / "last.pt").exists()
     trained = train(config)
     paths = prepare_bccd(root)
     model = load_checkpoint(out / "best.pt", device=PROFILES[profile])
     metrics = evaluate(model, CocoDataset(paths["images"], paths["test"]))
-    return {**metrics, "validation_AP": trained["best"]["AP"], "train_seconds": trained["seconds"]}
+    return {"metrics": {**metrics, "validation_AP": trained["best"]["AP"], "train_seconds": trained["seconds"]}}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What `experiment list` shows and `experiment run` does."""
+    """What `experiment list` shows and `experiment run` does.
+
+    Attributes:
+        title: its subject.
+        run: `(profile, seed, folder, data root, **changes) → {"metrics": …, and what else is to be kept}`.
+        recipes: the configuration of each profile; it stands in the result.
+        minutes: of a seed on each profile: the CPU's measured on one core, the GPU's an estimate for an H200.
+        seeds: how many, and the first.
+    """
 
     title: str
     run: Callable[..., dict[str, Any]]
     recipes: dict[str, dict[str, Any]]
-    minutes: dict[
-        str, float
-    ]  # per seed and profile; the CPU's measured on two cores, the GPU's an estimate for an H200
+    minutes: dict[str, float]
+    seeds: int = 3
+    first_seed: int = 0
 
 
 EXPERIMENTS = {
     "bccd": Experiment(
         "RetinaNet on BCCD, tested on its 72 test images", run_bccd, BCCD_RECIPES, {"cpu": 2.5, "gpu": 6}
     ),
-}
+    "loss_rates": Experiment(
+        "the learning rate of each family of losses", run_rates, {"cpu": rates_recipe("cpu")}, {"cpu": 40}, 1, RATE_SEED
+    ),
+    "losses": Experiment(
+        "CE, balanced CE, focal loss, samplers and neighbours on one task", run_losses,
+        {"cpu": losses_recipe("cpu")}, {"cpu": 20},
+    ),
+}  # fmt: skip
 
 
 def pick_profile(profile: str | None) -> str:
@@ -124,7 +140,7 @@ def run_experiment(
     name: str,
     *,
     profile: str | None = None,
-    seeds: int = 3,
+    seeds: int | None = None,
     out: Path | str = "runs/experiments",
     results: Path | str | None = None,
     root: Path | str | None = None,
@@ -138,7 +154,7 @@ def run_experiment(
     Args:
         name: a key of `EXPERIMENTS`.
         profile: "cpu" or "gpu"; by default what the machine has.
-        seeds: how many, from 0 on.
+        seeds: how many, from the experiment's first on; by default as many as the experiment names.
         out: folder for runs.
         results: folder for the result file; `out` by default. The book reads `book/results`.
         root: data root.
@@ -151,14 +167,17 @@ def run_experiment(
     if name not in EXPERIMENTS:
         raise InputError(f"no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}")
     profile, experiment = pick_profile(profile), EXPERIMENTS[name]
+    if profile not in experiment.recipes:
+        raise InputError(f"{name} has no profile {profile}; there is: {', '.join(experiment.recipes)}")
     folder = Path(out) / f"{name}_{profile}"
+    numbers = range(experiment.first_seed, experiment.first_seed + (seeds or experiment.seeds))
     configuration = {**experiment.recipes[profile], **changes}
-    report(f"{name}, {profile}: {seeds} seeds, about {experiment.minutes[profile] * seeds:.0f} minutes")
+    report(f"{name}, {profile}: {len(numbers)} seeds, about {experiment.minutes[profile] * len(numbers):.0f} minutes")
     runs: list[dict[str, Any]] = []
-    for seed in range(seeds):
+    for seed in numbers:
         run = _seed(experiment, profile, seed, folder, root, configuration, changes)
         runs.append(run)
-        report(f"seed {seed}: AP {run['metrics']['AP']:.3f}, AP50 {run['metrics']['AP50']:.3f}, {run['seconds']:.0f} s")
+        report(f"seed {seed}: {_in_short(run['metrics'])}, {run['seconds']:.0f} s")
         path = save_result(
             f"{name}_{profile}",
             {"title": experiment.title, "config": configuration, "runs": runs},
@@ -196,15 +215,21 @@ def _seed(
     if PROFILES[profile] == "cuda":
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    metrics = experiment.run(profile, seed, run_folder, root, **changes)
     run = {
         "seed": seed,
-        "metrics": metrics,
+        **experiment.run(profile, seed, run_folder, root, **changes),
         "seconds": round(time.perf_counter() - started, 1),
         "peak_memory_mib": peak_memory(PROFILES[profile]),
     }
     write_json(record, {"config": configuration, "run": run})
     return run
+
+
+def _in_short(metrics: dict[str, Any]) -> str:
+    """AP and AP50, or how many settings were measured where there are several."""
+    if "AP" in metrics:
+        return f"AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}"
+    return f"{len(metrics)} settings"
 
 
 def _made(folder: Path) -> Path:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from focal_tutorial import experiments
 from focal_tutorial.errors import InputError
 from focal_tutorial.experiments import Experiment, run_experiment
-from focal_tutorial.results import check_result
+from focal_tutorial.results import RESULTS, check_result
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict[str, Any]]]:
         if changes.get("fail_at") == seed:
             raise InputError("stopped on purpose")
         seen.append((seed, changes))
-        return {"AP": 0.5 + 0.1 * seed, "AP50": 0.75, "per_class": {"cell": {"AP": 0.5}}}
+        return {"metrics": {"AP": 0.5 + 0.1 * seed, "AP50": 0.75, "per_class": {"cell": {"AP": 0.5}}}}
 
     fake = Experiment("a test", run, {"cpu": {"steps": 3, "canvas": (8, 8)}}, {"cpu": 0.1})
     monkeypatch.setitem(experiments.EXPERIMENTS, "fake", fake)
@@ -62,9 +63,12 @@ def test_a_run_begun_with_another_recipe_is_thrown_away(calls: list, tmp_path: P
     assert set(left) == {"recipe.json", "left by {'steps': 9}"}
 
 
-def test_unknown_names_and_profiles_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no experiment 'fig99'; there are: bccd"):
+def test_unknown_names_and_profiles_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no experiment 'fig99'; there are: bccd, loss_rates, losses"):
         run_experiment("fig99", out=tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(InputError, match="loss_rates has no profile gpu; there is: cpu"):
+        run_experiment("loss_rates", profile="gpu", out=tmp_path)
     with pytest.raises(InputError, match="profile: one of"):
         run_experiment("bccd", profile="tpu", out=tmp_path)
 
@@ -91,3 +95,15 @@ def test_bccd_at_toy_size(tmp_path: Path) -> None:
     assert result["config"]["steps"] == 3 and set(result["summary"]["per_class"]) == {"Platelets", "RBC", "WBC"}
     assert 0 <= result["runs"][0]["metrics"]["AP"] < 0.2
     assert (tmp_path / "bccd_cpu" / "seed-0" / "best.pt").exists()
+
+
+def test_results_in_the_book_are_those_of_the_present_recipes() -> None:
+    for name, experiment in experiments.EXPERIMENTS.items():
+        for profile, recipe in experiment.recipes.items():
+            path = RESULTS / f"{name}_{profile}.json"
+            if not path.exists():
+                continue
+            result = json.loads(path.read_text(encoding="utf-8"))
+            assert result["config"] == json.loads(json.dumps(recipe)), f"{path.name}: run `experiment run {name}` again"
+            assert len(result["runs"]) == experiment.seeds
+            assert result["runs"][0]["seed"] == experiment.first_seed
