@@ -90,7 +90,7 @@ SAMPLERS: dict[str, Any] = {
 }
 QUALITY_LOSSES = {"varifocal": varifocal_criterion, "quality_focal": quality_focal_criterion}
 
-RATE_GRID = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
+RATE_GRID = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)
 RATE_SEED = 100  # the rates are chosen with another seed, on validation images
 # The best of RATE_GRID for each family; `experiment run loss_rates` finds them again.
 RATES: dict[str, dict[str, float]] = {"cpu": dict.fromkeys(sorted({s["family"] for s in SETTINGS.values()}), 0.004)}
@@ -266,7 +266,7 @@ def run_rates(profile: str, seed: int, out: Path, root: Path | str | None = None
 
 def climb(height: Callable[[float], float], grid: Sequence[float]) -> dict[float, float]:
     """`{point: height}` of the points looked at on the way from the middle of the grid to a local maximum."""
-    found = {grid[i]: height(grid[i]) for i in (len(grid) // 2, len(grid) // 2 + 1)}
+    found = {grid[i]: height(grid[i]) for i in (len(grid) // 2 - 1, len(grid) // 2)}
     while True:
         best = grid.index(max(found, key=lambda point: found[point]))
         new = [grid[i] for i in (best - 1, best + 1) if 0 <= i < len(grid) and grid[i] not in found]

@@ -105,8 +105,8 @@ def test_a_finished_run_is_read_a_stopped_or_changed_one_made_again(
 
 
 def test_climbing_finds_the_top_and_looks_no_further() -> None:
-    grid = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    grid = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     for top in grid:
         found = climb(lambda x, top=top: -abs(x - top), grid)  # type: ignore[misc]
         assert max(found, key=lambda x: found[x]) == top
-    assert set(climb(lambda x: -abs(x - 4.0), grid)) == {3.0, 4.0, 5.0}
+    assert set(climb(lambda x: -abs(x - 3.0), grid)) == {2.0, 3.0, 4.0}
