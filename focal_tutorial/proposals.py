@@ -310,10 +310,10 @@ def two_stage_tiny(
     second_fraction: float = 0.25,
     **options: Any,
 ) -> TwoStageDetector:
-    """A two-stage detector on the backbone, pyramid and anchors of `retinanet_tiny`.
+    """A two-stage detector on the backbone, pyramid, anchors and dense head of `retinanet_tiny`.
 
     The first stage's rule is Faster R-CNN's: foreground at IoU ≥ 0.7 or as the best anchor of a box, background below
-    0.3. Its head has one convolution before the last and starts at p = 0.5, as its minibatch is half and half.
+    0.3. It starts at p = 0.5, since its minibatch is to be half and half.
 
     Args:
         num_classes: K.
@@ -326,7 +326,7 @@ def two_stage_tiny(
         "second_batch": second_batch, "second_fraction": second_fraction,
     }  # fmt: skip
     small: dict[str, Any] = {
-        "levels": (2, 3, 4), "channels": 32, "widths": (32, 64, 96, 128), "head_depth": 1, "prior": 0.5,
+        "levels": (2, 3, 4), "channels": 32, "widths": (32, 64, 96, 128), "prior": 0.5,
         "foreground_iou": 0.7, "background_iou": 0.3, "low_quality_iou": 0.0,
     }  # fmt: skip
     settings = {**small, **options}

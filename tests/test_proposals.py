@@ -5,6 +5,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
+from focal_tutorial.boxes import encode_boxes
 from focal_tutorial.data.shapes import ShapesDataset
 from focal_tutorial.evaluate import evaluate
 from focal_tutorial.proposals import TwoStageDetector, region_proposals, two_stage_tiny
@@ -86,8 +87,6 @@ def test_the_funnel_counts_every_step(model: TwoStageDetector) -> None:
 
 def test_two_boxes_in_one_image_keep_their_places(model: TwoStageDetector) -> None:
     """Perfect deltas give no box loss in either stage, whichever image and box an anchor belongs to."""
-    from focal_tutorial.boxes import encode_boxes
-
     two = {"boxes": torch.tensor([[0.0, 0, 24, 30], [50, 20, 82, 50]]), "labels": torch.tensor([0, 1])}
     targets = [two, TARGET]
     anchors = torch.cat(model.first.anchors((64, 96)))
