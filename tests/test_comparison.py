@@ -15,7 +15,6 @@ from focal_tutorial.comparison import (
     RATES,
     SETTINGS,
     Probe,
-    climb,
     comparison_model,
     loss_shares,
     run_setting,
@@ -102,11 +101,3 @@ def test_a_finished_run_is_read_a_stopped_or_changed_one_made_again(
     assert run_setting("fl2", "cpu", 0.004, 0, tmp_path, **TOY) == first
     with pytest.raises(InterruptedError):
         run_setting("fl2", "cpu", 0.008, 0, tmp_path, **TOY)
-
-
-def test_climbing_finds_the_top_and_looks_no_further() -> None:
-    grid = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    for top in grid:
-        found = climb(lambda x, top=top: -abs(x - top), grid)  # type: ignore[misc]
-        assert max(found, key=lambda x: found[x]) == top
-    assert set(climb(lambda x: -abs(x - 3.0), grid)) == {2.0, 3.0, 4.0}
