@@ -247,7 +247,7 @@ def run_losses(profile: str, seed: int, out: Path, root: Path | str | None = Non
 
 
 def run_rates(profile: str, seed: int, out: Path, root: Path | str | None = None, **changes: Any) -> dict[str, Any]:
-    """Every family at every rate of the grid: `{"metrics": {family: {"lr": the best, "AP": {rate: on validation}}}}`."""
+    """Every family at every rate of the grid: `{"metrics": {family: {"lr": the best, "AP": {rate: validation}}}}`."""
     metrics: dict[str, Any] = {}
     for family, setting in RATE_SETTINGS.items():
         runs = {lr: run_setting(setting, profile, lr, seed, out / f"{family}-{lr:g}", **changes) for lr in RATE_GRID}

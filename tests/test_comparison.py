@@ -74,7 +74,7 @@ def test_the_probe_looks_at_its_steps_only() -> None:
     assert [record["step"] for record in probe.trace] == [step for step in PROBE_STEPS if step < 12]
     first = probe.trace[0]
     assert first["p_foreground"] == pytest.approx(0.01, abs=0.002)
-    # With π = 0.01 every background term costs CE 0.01005, every foreground anchor 4.6: the share follows from the counts.
+    # With π = 0.01 a background term costs CE 0.01005 and a foreground anchor 4.6: the share follows from the counts.
     labels, _ = model.criterion.match(
         torch.cat(model.anchors((192, 192))), [ShapesDataset(2, size=192)[i][1] for i in range(2)]
     )
