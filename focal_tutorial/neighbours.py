@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from focal_tutorial._loss_checks import check_common
 from focal_tutorial.focal_term import _Focal, _parts, _slope, at_least_float32, check_gamma
-from focal_tutorial.losses import IGNORE, _reduce
+from focal_tutorial.losses import IGNORE, _reduce, sigmoid_focal_loss
 
 __all__ = ["quality_focal_criterion", "quality_focal_loss", "varifocal_criterion", "varifocal_loss"]
 
@@ -91,12 +91,16 @@ def varifocal_criterion(logits: Tensor, labels: Tensor, quality: Tensor) -> Tens
         quality: (N, R) in [0, 1], IoU of each foreground anchor's predicted box with its ground truth; read only
             where labels >= 0.
     """
-    return varifocal_loss(*_dense(logits, labels, quality), reduction="sum")
+    rows, targets, background = _split(logits, labels, quality)
+    negatives = sigmoid_focal_loss(logits, background, alpha=None, gamma=2.0, reduction="sum")
+    return varifocal_loss(rows, targets, reduction="sum") + 0.75 * negatives
 
 
 def quality_focal_criterion(logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
     """Sum of :func:`quality_focal_loss`, for `Criterion(quality_loss=…)`; arguments as in `varifocal_criterion`."""
-    return quality_focal_loss(*_dense(logits, labels, quality), reduction="sum")
+    rows, targets, background = _split(logits, labels, quality)
+    negatives = sigmoid_focal_loss(logits, background, alpha=None, gamma=2.0, reduction="sum")
+    return quality_focal_loss(rows, targets, reduction="sum") + negatives
 
 
 class _QualityFocal(Function):
@@ -138,14 +142,17 @@ def _logits_and_quality(
     return x, targets.detach().to(x.dtype)
 
 
-def _dense(logits: Tensor, labels: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and quality targets of the anchors that are not ignored, (n, K) each."""
+def _split(logits: Tensor, labels: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits and targets (F, K) of the foreground anchors, and labels (N, R) in which only the background counts.
+
+    On background both losses are a focal loss, which has a fast path; only the few others need the general form.
+    """
     if labels.shape != logits.shape[:-1] or quality.shape != labels.shape:
         raise ValueError(
             f"labels and quality must both have shape {tuple(logits.shape[:-1])} for logits {tuple(logits.shape)}, "
             f"got {tuple(labels.shape)} and {tuple(quality.shape)}"
         )
-    kept = labels != IGNORE
-    logits, labels, quality = logits[kept], labels[kept], quality[kept]
-    true_class = labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=labels.device)  # (n, K)
-    return logits, torch.where(true_class, quality.unsqueeze(-1), 0.0)
+    foreground = labels >= 0
+    true_class = labels[foreground][:, None] == torch.arange(logits.shape[-1], device=labels.device)  # (F, K)
+    targets = torch.where(true_class, quality[foreground][:, None], 0.0)
+    return logits[foreground], targets, torch.where(foreground, IGNORE, labels)
