@@ -89,7 +89,7 @@ SAMPLERS: dict[str, Any] = {
 }
 QUALITY_LOSSES = {"varifocal": varifocal_criterion, "quality_focal": quality_focal_criterion}
 
-RATE_GRID = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)
+RATE_GRID = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 RATE_SEED = 100  # the rates are chosen with another seed, on validation images
 # The best of RATE_GRID for each family; `experiment run loss_rates` finds them again.
 RATES: dict[str, dict[str, float]] = {"cpu": dict.fromkeys(sorted({s["family"] for s in SETTINGS.values()}), 0.004)}
