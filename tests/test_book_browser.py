@@ -165,6 +165,144 @@ def test_contrast_of_known_pairs() -> None:
     assert contrast([119, 119, 119], [255, 255, 255]) == pytest.approx(4.48, abs=0.01)
 
 
+# ---- the explorers --------------------------------------------------------------------------------------------------
+
+EXPLORERS = HTML / "book" / "explorers.html" if HTML else Path("explorers.html")
+with_explorers = pytest.mark.skipif(not EXPLORERS.is_file(), reason="no page book/explorers in this book")
+
+
+def explorers(browser: Any, **options: Any) -> Any:
+    """The page of the explorers in a browser of its own."""
+    tab = browser.new_context(
+        **{"viewport": {"width": 1400, "height": 900}, "color_scheme": "light", **options}
+    ).new_page()
+    tab.set_default_timeout(120_000)
+    tab.goto(EXPLORERS.as_uri())
+    return tab
+
+
+@with_explorers
+def test_explorers_move_by_keyboard(browser: Any) -> None:
+    tab = explorers(browser)
+    for root in tab.locator("[data-explorer]").all():
+        caption = root.locator(".live")
+        begun, drawn = caption.inner_html(), root.locator(".panels").inner_html()
+        for slider in root.locator("input[type=range]:enabled").all():
+            before, said = root.locator(".panels").inner_html(), slider.get_attribute("aria-valuetext")
+            slider.focus()
+            slider.press("ArrowRight")
+            slider.press("ArrowRight")
+            assert root.locator(".panels").inner_html() != before, said
+            assert slider.get_attribute("aria-valuetext") != said
+            outline = slider.evaluate(
+                "node => [getComputedStyle(node).outlineStyle, getComputedStyle(node).outlineWidth]"
+            )
+            assert outline == ["solid", "3px"], "the focus can be seen"
+        assert caption.inner_html() != begun
+        for choice in root.locator("input[type=checkbox], input[type=radio]:not(:checked)").all():
+            before = root.locator(".panels").inner_html()
+            choice.focus()
+            choice.press(" ")
+            assert root.locator(".panels").inner_html() != before, choice.get_attribute("id")
+        root.locator("button").focus()
+        root.locator("button").press("Enter")
+        tab.wait_for_function("([node, text]) => node.innerHTML === text", arg=[caption.element_handle(), begun])
+        shown = root.locator(".panels").inner_html()
+        assert HIDDEN.sub("", shown) == HIDDEN.sub("", drawn), "reset brings the first figure back"
+    tab.context.close()
+
+
+HIDDEN = re.compile(r'<path class="(?:removed|curve background) off"[^>]*>| class=""')  # drawn, but not shown
+
+
+@with_explorers
+def test_tab_reaches_every_control_of_the_explorers(browser: Any) -> None:
+    tab = explorers(browser)
+    first = tab.locator("[data-explorer] input").first
+    first.focus()
+    reached = {first.get_attribute("id")}
+    for _ in range(40):
+        tab.keyboard.press("Tab")
+        reached.add(tab.evaluate("document.activeElement.id"))
+    group = "node => node.name === 'axis' && !node.checked"  # one Tab for a group of radio buttons, then arrows
+    wanted = {
+        n.get_attribute("id") for n in tab.locator("[data-explorer] input:enabled").all() if not n.evaluate(group)
+    }
+    assert wanted <= reached
+    tab.context.close()
+
+
+# Of every visible text, line and area of the explorers: what it is, its colour and that of the box around it.
+INKS = """() => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number).slice(0, 3);
+  return [...document.querySelectorAll(".explorer")].flatMap((root) => {
+    const paper = parse(getComputedStyle(root).backgroundColor);
+    const found = [];
+    const words = "svg text, label, legend, output, button, .live, .legend li", shapes = "path, circle, .panels rect";
+    for (const node of root.querySelectorAll(`${words}, ${shapes}`)) {
+      const style = getComputedStyle(node), name = node.tagName + "." + node.getAttribute("class");
+      if (!node.checkVisibility() || node.closest(".box") || node.matches(".grid, .cursor, .removed")) continue;
+      if (node.matches("path, circle, rect")) {
+        found.push({name, least: 3, ink: parse(node.matches("path") ? style.stroke : style.fill), paper});
+      } else found.push({name, least: 4.5, ink: parse(node.matches("text") ? style.fill : style.color), paper});
+    }
+    for (const node of root.querySelectorAll(".box text")) {
+      const style = getComputedStyle(node);
+      found.push({name: "box text", least: 4.5, ink: parse(style.fill), paper: parse(style.stroke)});
+    }
+    return found;
+  });
+}"""
+
+
+@with_explorers
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_explorers_can_be_read(browser: Any, scheme: str) -> None:
+    tab = explorers(browser, color_scheme=scheme)
+    tab.wait_for_function("scheme => document.documentElement.dataset.theme == scheme", arg=scheme)
+    tab.locator("#explorer-loss-weigh").press(" ")  # the third curve
+    tab.wait_for_timeout(500)
+    inks = tab.evaluate(INKS)
+    assert len(inks) > 100
+    assert {ink["name"] for ink in inks} >= {
+        "path.curve ce",
+        "path.curve background",
+        "rect.object",
+        "text.tick",
+        "LABEL.null",
+    }
+    assert [ink for ink in inks if contrast(ink["ink"], ink["paper"]) < ink["least"]] == []
+    tab.context.close()
+
+
+@with_explorers
+def test_explorers_without_javascript(browser: Any) -> None:
+    tab = explorers(browser, java_script_enabled=False)
+    for root in tab.locator("[data-explorer]").all():
+        assert not root.locator("form").is_visible()
+        assert len(root.locator(".live").inner_text()) > 80
+        for svg in root.locator(".panels > svg").all():
+            assert svg.is_visible()
+            area = svg.bounding_box()
+            assert area["width"] > 250 and area["height"] > 150
+    assert "\\(" not in tab.locator("article").inner_text(), "this page has no mathematics that needs the script"
+    tab.context.close()
+
+
+@with_explorers
+def test_explorers_fit_a_narrow_screen(browser: Any) -> None:
+    tab = explorers(browser, viewport={"width": 400, "height": 844})
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 400
+    for svg in tab.locator(".explorer svg").all():
+        area = svg.bounding_box()
+        assert area["x"] >= 0 and area["x"] + area["width"] <= 400
+    small = tab.locator(".explorer svg text").evaluate_all(
+        "ns => ns.map(n => n.getBoundingClientRect().height).filter(h => h > 0 && h < 10)"
+    )
+    assert small == []
+    tab.context.close()
+
+
 @cache
 def anchors(path: Path) -> frozenset[str]:
     return frozenset(re.findall(r'\s(?:id|name)="([^"]+)"', source(path)))
