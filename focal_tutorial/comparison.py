@@ -20,6 +20,7 @@ from focal_tutorial.checkpoint import read_checkpoint, write_json
 from focal_tutorial.criterion import Criterion
 from focal_tutorial.data.dataset import DetectionDataset
 from focal_tutorial.data.shapes import ShapesDataset
+from focal_tutorial.errors import InputError
 from focal_tutorial.evaluate import evaluate
 from focal_tutorial.losses import focal_term, focal_term_derivative
 from focal_tutorial.neighbours import quality_focal_criterion, varifocal_criterion
@@ -53,11 +54,17 @@ COMPARISON_RECIPES: dict[str, dict[str, Any]] = {
 }
 
 CE: dict[str, Any] = {"alpha": None, "gamma": 0.0}
+SGD: dict[str, Any] = {"optimizer": "sgd", "clip_grad": 0.0}  # the paper's, with nothing to catch it
 
-# family: shares a learning rate. prior: π. sampler, quality, model: see `comparison_model`. The rest is `Criterion`'s.
+# family: shares a learning rate. prior: π. train: settings of TrainConfig. sampler, quality, model: see
+# `comparison_model`. The rest is `Criterion`'s.
 SETTINGS: dict[str, dict[str, Any]] = {
     "ce_half": {"title": "CE from p = 0.5", "family": "ce_half", "prior": 0.5, **CE},
     "ce": {"title": "CE", "family": "ce", **CE},
+    "ce_half_sgd": {
+        "title": "CE from p = 0.5, SGD", "family": "ce_half_sgd", "prior": 0.5, "train": SGD, **CE
+    },
+    "ce_sgd": {"title": "CE, SGD", "family": "ce_sgd", "train": SGD, **CE},
     "bce_50": {"title": "balanced CE, α = 0.5", "family": "bce", "alpha": 0.5, "gamma": 0.0},
     "bce_75": {"title": "balanced CE, α = 0.75", "family": "bce", "alpha": 0.75, "gamma": 0.0},
     "bce_90": {"title": "balanced CE, α = 0.9", "family": "bce", "alpha": 0.9, "gamma": 0.0},
@@ -89,14 +96,17 @@ SAMPLERS: dict[str, Any] = {
 }
 QUALITY_LOSSES = {"varifocal": varifocal_criterion, "quality_focal": quality_focal_criterion}
 
-RATE_GRID = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
+RATE_GRIDS = {
+    "adamw": (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032),
+    "sgd": (0.003, 0.01, 0.03, 0.1),
+}
 RATE_SEED = 100  # the rates are chosen with another seed, on validation images
-# The best of RATE_GRID for each family; `experiment run loss_rates` finds them again.
+# The best of the grid for each family; `experiment run loss_rates` finds them again.
 RATES: dict[str, dict[str, float]] = {"cpu": dict.fromkeys(sorted({s["family"] for s in SETTINGS.values()}), 0.004)}
 # The setting that a family's rate is chosen with.
 RATE_SETTINGS = {
-    "ce_half": "ce_half", "ce": "ce", "bce": "bce_75", "focal": "fl2", "sampled": "hard_negatives",
-    "proposals": "proposals", "quality": "varifocal",
+    "ce_half": "ce_half", "ce": "ce", "ce_half_sgd": "ce_half_sgd", "ce_sgd": "ce_sgd", "bce": "bce_75",
+    "focal": "fl2", "sampled": "hard_negatives", "proposals": "proposals", "quality": "varifocal",
 }  # fmt: skip
 
 PROBE_STEPS = (0, 5, 10, 20, 50, 100, 200, 400, 800)
@@ -180,9 +190,10 @@ class Probe:
 
 
 def run_setting(setting: str, profile: str, lr: float, seed: int, out: Path, **changes: Any) -> dict[str, Any]:
-    """Train one setting with one seed and measure it: `{"metrics", "trace", "seconds"}`.
+    """Train one setting with one seed and measure it: `{"metrics", "trace", "diverged", "seconds"}`.
 
-    The metrics are those on the test images, `validation_AP` that on the validation images. What `out` holds of a
+    The metrics are those on the test images, `validation_AP` that on the validation images; 0 for a run whose loss is
+    not finite, and `diverged` then says at which step. What `out` holds of a
     finished run with the same settings is read, not made again.
 
     Args:
@@ -202,7 +213,7 @@ def run_setting(setting: str, profile: str, lr: float, seed: int, out: Path, **c
             return stored
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
     start = time.perf_counter()
-    config = comparison_config(profile, lr, seed, folder, **changes)
+    config = comparison_config(profile, lr, seed, folder, **SETTINGS[setting].get("train", {}), **changes)
     shapes = dict(config.shapes)
     num_test = shapes.pop("num_val")
     del shapes["num_train"]
@@ -211,13 +222,22 @@ def run_setting(setting: str, profile: str, lr: float, seed: int, out: Path, **c
     if isinstance(model, RetinaNet):
         probe = Probe(ShapesDataset(PROBE_IMAGES, **shapes))
         probe(0, model)
-    trained = train(config, model=model, after_step=probe, progress=False)
-    model.load_state_dict(read_checkpoint(folder / "best.pt")["model"])  # the averaged weights
-    metrics = evaluate(model, ShapesDataset(num_test, split="test", **shapes))
-    kept = {name: metrics[name] for name in ("AP", "AP50", "AP75", "AR100")}
+    metrics: dict[str, Any] = dict.fromkeys(("AP", "AP50", "AP75", "AR100", "validation_AP"), 0.0)
+    diverged = None
+    try:
+        trained = train(config, model=model, after_step=probe, progress=False)
+    except InputError as error:
+        if "not finite" not in str(error):
+            raise
+        diverged = str(error)  # nothing detected: an AP of 0
+    else:
+        model.load_state_dict(read_checkpoint(folder / "best.pt")["model"])  # the averaged weights
+        found = evaluate(model, ShapesDataset(num_test, split="test", **shapes))
+        metrics = {name: found[name] for name in metrics if name in found} | {"validation_AP": trained["best"]["AP"]}
     run = {
-        "metrics": {**kept, "validation_AP": trained["best"]["AP"]},
+        "metrics": metrics,
         "trace": probe.trace if probe else [],
+        "diverged": diverged,
         "seconds": round(time.perf_counter() - start, 1),
     }
     shutil.rmtree(folder)
@@ -233,24 +253,33 @@ def losses_recipe(profile: str) -> dict[str, Any]:
 def rates_recipe(profile: str) -> dict[str, Any]:
     """The configuration of the choice of learning rates as its result holds it."""
     chosen_with = {name: SETTINGS[name] for name in RATE_SETTINGS.values()}
-    return {**COMPARISON_RECIPES[profile], "settings": chosen_with, "grid": RATE_GRID}
+    return {**COMPARISON_RECIPES[profile], "settings": chosen_with, "grids": RATE_GRIDS}
 
 
 def run_losses(profile: str, seed: int, out: Path, root: Path | str | None = None, **changes: Any) -> dict[str, Any]:
-    """Every setting with one seed: `{"metrics": {setting: …}, "trace": {setting: …}}`."""
+    """Every setting with one seed: "metrics", "trace" and "diverged" of `run_setting`, each by setting."""
     rates = RATES[profile]
     runs = {
         name: run_setting(name, profile, rates[s["family"]], seed, out / name, **changes)
         for name, s in SETTINGS.items()
     }
-    return {what: {name: run[what] for name, run in runs.items()} for what in ("metrics", "trace")}
+    return {what: {name: run[what] for name, run in runs.items()} for what in ("metrics", "trace", "diverged")}
+
+
+def rate_grid(setting: str, profile: str) -> tuple[float, ...]:
+    """The learning rates that the setting's optimiser is tried with."""
+    recipe = {**COMPARISON_RECIPES[profile], **SETTINGS[setting].get("train", {})}
+    return RATE_GRIDS[recipe["optimizer"]]
 
 
 def run_rates(profile: str, seed: int, out: Path, root: Path | str | None = None, **changes: Any) -> dict[str, Any]:
     """Every family at every rate of the grid: `{"metrics": {family: {"lr": the best, "AP": {rate: validation}}}}`."""
     metrics: dict[str, Any] = {}
     for family, setting in RATE_SETTINGS.items():
-        runs = {lr: run_setting(setting, profile, lr, seed, out / f"{family}-{lr:g}", **changes) for lr in RATE_GRID}
+        runs = {
+            lr: run_setting(setting, profile, lr, seed, out / f"{family}-{lr:g}", **changes)
+            for lr in rate_grid(setting, profile)
+        }
         found = {lr: float(run["metrics"]["validation_AP"]) for lr, run in runs.items()}
         metrics[family] = {
             "lr": max(found, key=lambda lr: found[lr]),

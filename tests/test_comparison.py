@@ -10,13 +10,13 @@ import torch
 from focal_tutorial import comparison
 from focal_tutorial.comparison import (
     PROBE_STEPS,
-    RATE_GRID,
     RATE_SETTINGS,
     RATES,
     SETTINGS,
     Probe,
     comparison_model,
     loss_shares,
+    rate_grid,
     run_setting,
 )
 from focal_tutorial.data.shapes import ShapesDataset
@@ -29,7 +29,8 @@ TOY: dict[str, Any] = {"steps": 2, "shapes": {"num_train": 8, "num_val": 3, "siz
 def test_every_family_has_a_rate_from_the_grid_and_a_setting_that_chose_it() -> None:
     families = {setting["family"] for setting in SETTINGS.values()}
     assert set(RATES["cpu"]) == set(RATE_SETTINGS) == families
-    assert set(RATES["cpu"].values()) <= set(RATE_GRID)
+    for family, name in RATE_SETTINGS.items():
+        assert RATES["cpu"][family] in rate_grid(name, "cpu")
     assert all(SETTINGS[name]["family"] == family for family, name in RATE_SETTINGS.items())
 
 
@@ -101,3 +102,9 @@ def test_a_finished_run_is_read_a_stopped_or_changed_one_made_again(
     assert run_setting("fl2", "cpu", 0.004, 0, tmp_path, **TOY) == first
     with pytest.raises(InterruptedError):
         run_setting("fl2", "cpu", 0.008, 0, tmp_path, **TOY)
+
+
+def test_a_run_that_diverges_detects_nothing(tmp_path: Path) -> None:
+    run = run_setting("ce_half_sgd", "cpu", 1e30, 0, tmp_path, **{**TOY, "steps": 4, "warmup_steps": 0})
+    assert run["metrics"] == dict.fromkeys(("AP", "AP50", "AP75", "AR100", "validation_AP"), 0.0)
+    assert "not finite at step" in run["diverged"]
