@@ -94,7 +94,7 @@ def plot_over_probability(
     ax.set_ylim(0, 100)
     ax.set_xlabel("probability $p$ of “object”", color=INK)
     ax.set_ylabel(ylabel, color=INK)
-    ax.legend(fontsize=8.5, frameon=False, loc="lower left")
+    ax.legend(fontsize=8.5, loc="lower left", facecolor="white", edgecolor="none", framealpha=1)
     tidy(ax, grid="both")
     ax.tick_params(which="minor", length=0)
     ends = ", ".join(f"{name} from {100 * c[0]:.1f} to {100 * c[-1]:.1f}" for name, c in curves.items())
