@@ -98,7 +98,7 @@ QUALITY_LOSSES = {"varifocal": varifocal_criterion, "quality_focal": quality_foc
 
 RATE_GRIDS = {
     "adamw": (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032),
-    "sgd": (0.003, 0.01, 0.03, 0.1),
+    "sgd": (0.001, 0.003, 0.01, 0.03, 0.1),
 }
 RATE_SEED = 100  # the rates are chosen with another seed, on validation images
 # The best of the grid for each family; `experiment run loss_rates` finds them again.
