@@ -102,7 +102,12 @@ RATE_GRIDS = {
 }
 RATE_SEED = 100  # the rates are chosen with another seed, on validation images
 # The best of the grid for each family; `experiment run loss_rates` finds them again.
-RATES: dict[str, dict[str, float]] = {"cpu": dict.fromkeys(sorted({s["family"] for s in SETTINGS.values()}), 0.004)}
+RATES: dict[str, dict[str, float]] = {
+    "cpu": {
+        "ce_half": 0.016, "ce": 0.016, "ce_half_sgd": 0.003, "ce_sgd": 0.01, "bce": 0.002, "focal": 0.001,
+        "sampled": 0.001, "proposals": 0.004, "quality": 0.001,
+    },
+}  # fmt: skip
 # The setting that a family's rate is chosen with.
 RATE_SETTINGS = {
     "ce_half": "ce_half", "ce": "ce", "ce_half_sgd": "ce_half_sgd", "ce_sgd": "ce_sgd", "bce": "bce_75",
@@ -257,13 +262,15 @@ def rates_recipe(profile: str) -> dict[str, Any]:
 
 
 def run_losses(profile: str, seed: int, out: Path, root: Path | str | None = None, **changes: Any) -> dict[str, Any]:
-    """Every setting with one seed: "metrics", "trace" and "diverged" of `run_setting`, each by setting."""
+    """Every setting with one seed: "metrics", "trace" and "diverged" of `run_setting` by setting, and all "seconds"."""
     rates = RATES[profile]
     runs = {
         name: run_setting(name, profile, rates[s["family"]], seed, out / name, **changes)
         for name, s in SETTINGS.items()
     }
-    return {what: {name: run[what] for name, run in runs.items()} for what in ("metrics", "trace", "diverged")}
+    seconds = round(sum(run["seconds"] for run in runs.values()), 1)
+    by_setting = {what: {name: run[what] for name, run in runs.items()} for what in ("metrics", "trace", "diverged")}
+    return {**by_setting, "seconds": seconds}
 
 
 def rate_grid(setting: str, profile: str) -> tuple[float, ...]:
@@ -275,14 +282,16 @@ def rate_grid(setting: str, profile: str) -> tuple[float, ...]:
 def run_rates(profile: str, seed: int, out: Path, root: Path | str | None = None, **changes: Any) -> dict[str, Any]:
     """Every family at every rate of the grid: `{"metrics": {family: {"lr": the best, "AP": {rate: validation}}}}`."""
     metrics: dict[str, Any] = {}
+    seconds = 0.0
     for family, setting in RATE_SETTINGS.items():
         runs = {
             lr: run_setting(setting, profile, lr, seed, out / f"{family}-{lr:g}", **changes)
             for lr in rate_grid(setting, profile)
         }
         found = {lr: float(run["metrics"]["validation_AP"]) for lr, run in runs.items()}
+        seconds += sum(run["seconds"] for run in runs.values())
         metrics[family] = {
             "lr": max(found, key=lambda lr: found[lr]),
             "AP": {str(lr).replace(".", "_"): ap for lr, ap in found.items()},
         }
-    return {"metrics": metrics}
+    return {"metrics": metrics, "seconds": round(seconds, 1)}
