@@ -143,10 +143,9 @@ def plot_spread(
                 linestyle=("-", "--")[i % 2])  # fmt: skip
         ends.append(f"{name} from {mean[0]:.1f} over {mean[len(mean) // 2]:.1f} to {mean[-1]:.1f}")
     ax.set_xscale("symlog", linthresh=10, linscale=0.6)
-    ticks = [0, 10, 100, 1000, 10_000]
-    ax.set_xticks([t for t in ticks if t <= steps[-1]], [f"{t:,}" for t in ticks if t <= steps[-1]])
+    ax.set_xticks(steps, [f"{step:,}" for step in steps])
     ax.minorticks_off()
-    ax.set_xlim(0, steps[-1])
+    ax.set_xlim(-0.4, 1.1 * steps[-1])
     ax.set_ylim(0, top)
     ax.set_xlabel("training step", color=INK)
     ax.set_ylabel(ylabel, color=INK)
