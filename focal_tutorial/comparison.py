@@ -25,6 +25,7 @@ from focal_tutorial.evaluate import evaluate
 from focal_tutorial.losses import focal_term, focal_term_derivative
 from focal_tutorial.neighbours import quality_focal_criterion, varifocal_criterion
 from focal_tutorial.proposals import two_stage_tiny
+from focal_tutorial.results import peak_memory
 from focal_tutorial.retinanet import RetinaNet, build_model
 from focal_tutorial.sampling import Bootstrapping, mine_hard_negatives, mine_online, sample_balanced
 from focal_tutorial.train import TrainConfig, train
@@ -195,7 +196,7 @@ class Probe:
 
 
 def run_setting(setting: str, profile: str, lr: float, seed: int, out: Path, **changes: Any) -> dict[str, Any]:
-    """Train one setting with one seed and measure it: `{"metrics", "trace", "diverged", "seconds"}`.
+    """Train one setting with one seed and measure it: "metrics", "trace", "diverged", "seconds", "peak_memory_mib".
 
     The metrics are those on the test images, `validation_AP` that on the validation images; 0 for a run whose loss is
     not finite, and `diverged` then says at which step. What `out` holds of a
@@ -244,6 +245,7 @@ def run_setting(setting: str, profile: str, lr: float, seed: int, out: Path, **c
         "trace": probe.trace if probe else [],
         "diverged": diverged,
         "seconds": round(time.perf_counter() - start, 1),
+        "peak_memory_mib": peak_memory(config.device),
     }
     shutil.rmtree(folder)
     write_json(record, {"begun": begun, **run})
@@ -262,15 +264,20 @@ def rates_recipe(profile: str) -> dict[str, Any]:
 
 
 def run_losses(profile: str, seed: int, out: Path, root: Path | str | None = None, **changes: Any) -> dict[str, Any]:
-    """Every setting with one seed: "metrics", "trace" and "diverged" of `run_setting` by setting, and all "seconds"."""
+    """Every setting with one seed: "metrics", "trace" and "diverged" of `run_setting` by setting, and its cost."""
     rates = RATES[profile]
     runs = {
         name: run_setting(name, profile, rates[s["family"]], seed, out / name, **changes)
         for name, s in SETTINGS.items()
     }
-    seconds = round(sum(run["seconds"] for run in runs.values()), 1)
     by_setting = {what: {name: run[what] for name, run in runs.items()} for what in ("metrics", "trace", "diverged")}
-    return {**by_setting, "seconds": seconds}
+    return {**by_setting, **_cost([*runs.values()])}
+
+
+def _cost(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Time of all runs, also of those that were only read, and the most memory of any."""
+    peaks = [run["peak_memory_mib"] for run in runs if run["peak_memory_mib"] is not None]
+    return {"seconds": round(sum(run["seconds"] for run in runs), 1), "peak_memory_mib": max(peaks, default=None)}
 
 
 def rate_grid(setting: str, profile: str) -> tuple[float, ...]:
@@ -282,16 +289,16 @@ def rate_grid(setting: str, profile: str) -> tuple[float, ...]:
 def run_rates(profile: str, seed: int, out: Path, root: Path | str | None = None, **changes: Any) -> dict[str, Any]:
     """Every family at every rate of the grid: `{"metrics": {family: {"lr": the best, "AP": {rate: validation}}}}`."""
     metrics: dict[str, Any] = {}
-    seconds = 0.0
+    everything: list[dict[str, Any]] = []
     for family, setting in RATE_SETTINGS.items():
         runs = {
             lr: run_setting(setting, profile, lr, seed, out / f"{family}-{lr:g}", **changes)
             for lr in rate_grid(setting, profile)
         }
         found = {lr: float(run["metrics"]["validation_AP"]) for lr, run in runs.items()}
-        seconds += sum(run["seconds"] for run in runs.values())
+        everything += runs.values()
         metrics[family] = {
             "lr": max(found, key=lambda lr: found[lr]),
             "AP": {str(lr).replace(".", "_"): ap for lr, ap in found.items()},
         }
-    return {"metrics": metrics, "seconds": round(seconds, 1)}
+    return {"metrics": metrics, **_cost(everything)}
