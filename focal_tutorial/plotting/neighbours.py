@@ -190,7 +190,8 @@ def plot_foreground_share(
                         textcoords="offset points", ha="center", fontsize=8, color=PALETTE[i])  # fmt: skip
         texts.append(f"{name} from {mean[0]:.0f} to {mean[-1]:.0f} %, lowest {mean.min():.0f} %")
     tidy(ax, grid="y")
-    ax.set_ylim(-4, 104)
+    ax.set_ylim(-4, 112)
+    ax.set_yticks(range(0, 101, 20))
     ax.set_xticks(places, [f"{step}" for step in steps], rotation=45)
     ax.set_xlabel("training step", fontsize=8.5, color=INK)
     ax.set_title(title, fontsize=10, loc="left", color=INK)
