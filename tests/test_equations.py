@@ -3,10 +3,12 @@
 `proves` binds a label to a test and to the LaTeX of the equation as the notebook displays it, so that an equation
 cannot lose its label, lose its test, or change without this file seeing it. Each test compares the mathematics with
 the package, with 40-digit arithmetic (mpmath) or with autograd, whichever is independent of what it checks.
+The equations of chapter 4 have their tests in test_balance.py, each with the labels in its docstring.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +32,8 @@ from focal_tutorial.losses import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-CHAPTERS = ["05_focal_loss_derived"]
+NOTEBOOKS = ROOT / "notebooks"
+CHAPTERS = sorted(NOTEBOOKS.glob("0[45]_*.ipynb"))
 GAMMAS = (0.0, 0.3, 0.5, 1.0, 2.0, 5.0)
 LOGITS = torch.linspace(-9, 9, 37, dtype=torch.float64)
 Real = mpmath.mpf
@@ -82,6 +85,17 @@ def agree(got: Tensor, wanted: Tensor, rtol: float = 1e-12) -> None:
 def gradient(loss: Callable[[Tensor], Tensor], x: Tensor = LOGITS) -> Tensor:
     x = x.clone().requires_grad_()
     return torch.autograd.grad(loss(x).sum(), x)[0]
+
+
+# ---- chapter 4: what test_balance.py does not have -------------------------------------------------------------------
+
+
+@proves("balance-ce", r"\mathrm{CE}_\alpha(p_t) = -\,\alpha_t \log p_t ,")
+def test_balanced_cross_entropy() -> None:
+    plain = exactly(ce)
+    for alpha in (0.25, 0.75, 0.998):
+        agree(balanced_cross_entropy(LOGITS, torch.ones_like(LOGITS), alpha), alpha * plain)
+        agree(balanced_cross_entropy(-LOGITS, torch.zeros_like(LOGITS), alpha), (1 - alpha) * plain)
 
 
 # ---- chapter 5: the weight and the loss -----------------------------------------------------------------------------
@@ -462,33 +476,50 @@ def squeeze(latex: str) -> str:
     return re.sub(r"\s+", "", latex)
 
 
-def problems(equations: list[tuple[str, str | None]], known: dict[str, str]) -> list[str]:
-    """What is wrong with a chapter's equations, given label → LaTeX of the tested ones."""
+def problems(equations: list[tuple[str, str | None]], known: dict[str, str | None]) -> list[str]:
+    """What is wrong with a chapter's equations, given label → LaTeX of the tested ones (None: not kept)."""
     found = []
     for latex, label in equations:
         if label is None:
             found.append(f"no label: {latex.strip()}")
         elif label not in known:
             found.append(f"no test: {label}")
-        elif squeeze(known[label]) != squeeze(latex):
+        elif squeeze(known[label] or latex) != squeeze(latex):
             found.append(f"{label} is not the equation that its test is for: change both")
     labels = [label for _, label in equations]
     found += [f"used twice: {label}" for label in {*labels} if label is not None and labels.count(label) > 1]
     return found
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_every_displayed_equation_has_a_label_and_a_test(chapter: str) -> None:
-    notebook = nbformat.read(ROOT / "notebooks" / f"{chapter}.ipynb", as_version=4)
+def named_in_docstrings(path: Path) -> dict[str, str]:
+    """Label → test, for tests whose docstring says `Chapter 4, equation LABEL`."""
+    found = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            words = ast.get_docstring(node) or ""
+            if re.match(r"Chapter \d+, equations? ", words):
+                found.update(dict.fromkeys(re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)+", words), node.name))
+    return found
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_every_displayed_equation_has_a_label_and_a_test(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
     text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     equations = displayed(text)
-    assert problems(equations, {label: latex for label, (latex, _) in EQUATIONS.items()}) == []
-    prefix = f"eq-{int(chapter[:2])}-"
-    tested = {label for label in EQUATIONS if label.startswith(prefix)}
-    assert tested == {label for _, label in equations}, "a test for an equation that the chapter does not display"
+    elsewhere = named_in_docstrings(ROOT / "tests" / "test_balance.py")
+    known: dict[str, str | None] = {**dict.fromkeys(elsewhere), **{k: latex for k, (latex, _) in EQUATIONS.items()}}
+    assert equations and problems(equations, known) == []
+    for _, label in equations:
+        assert label is not None
+        print(f"{label:26} {EQUATIONS[label][1].__name__ if label in EQUATIONS else elsewhere[label]}")
+
+
+def test_every_test_of_an_equation_is_collected_and_of_an_equation_that_is_there() -> None:
+    text = "\n\n".join(path.read_text(encoding="utf-8") for path in CHAPTERS)
     for label, (_, test) in EQUATIONS.items():
-        print(f"{label:22} {test.__name__}")
         assert test.__name__.startswith("test_") and globals()[test.__name__] is test
+        assert label == "balance-ce" or f"$$ ({label})" in text, f"{label} is displayed nowhere"
 
 
 def test_the_check_sees_what_it_must_see() -> None:
@@ -497,8 +528,9 @@ def test_the_check_sees_what_it_must_see() -> None:
     )
     found = displayed(text)
     assert [label for _, label in found] == ["eq-x", None, "eq-y", None]
-    known = {"eq-x": "a=b", "eq-y": "d = -e"}
+    known: dict[str, str | None] = {"eq-x": "a=b", "eq-y": "d = -e"}
     seen = problems(found, known)
     assert [line.split(":")[0].split(" is")[0] for line in seen] == ["no label", "eq-y", "no label"]
     assert problems([("a = b", "eq-x"), ("a=b", "eq-x")], known) == ["used twice: eq-x"]
     assert problems([("z", "eq-z")], known) == ["no test: eq-z"]
+    assert problems([("z", "eq-z")], {"eq-z": None}) == []
