@@ -22,6 +22,7 @@ from focal_tutorial.comparison import (
 from focal_tutorial.data.shapes import ShapesDataset
 from focal_tutorial.losses import sigmoid_focal_loss
 from focal_tutorial.proposals import TwoStageDetector
+from focal_tutorial.results import RESULTS
 
 TOY: dict[str, Any] = {"steps": 2, "shapes": {"num_train": 8, "num_val": 3, "size": 192, "objects": (1, 2)}}
 
@@ -108,3 +109,11 @@ def test_a_run_that_diverges_detects_nothing(tmp_path: Path) -> None:
     run = run_setting("ce_half_sgd", "cpu", 1e30, 0, tmp_path, **{**TOY, "steps": 4, "warmup_steps": 0})
     assert run["metrics"] == dict.fromkeys(("AP", "AP50", "AP75", "AR100", "validation_AP"), 0.0)
     assert "not finite at step" in run["diverged"]
+
+
+def test_the_rates_are_those_that_the_grid_gave() -> None:
+    path = RESULTS / "loss_rates_cpu.json"
+    chosen = json.loads(path.read_text(encoding="utf-8"))["runs"][0]["metrics"]
+    assert {family: found["lr"] for family, found in chosen.items()} == RATES["cpu"]
+    for family, setting in RATE_SETTINGS.items():
+        assert len(chosen[family]["AP"]) == len(rate_grid(setting, "cpu"))
