@@ -71,6 +71,7 @@ class Loaded:
 def loaded(browser: Any, request: pytest.FixtureRequest) -> Iterator[Loaded]:
     assert HTML is not None
     tab = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme="light").new_page()
+    tab.set_default_timeout(120_000)  # a busy machine is slow, not wrong
     page = Loaded(request.param, tab, [], [])
     tab.on("request", lambda request: page.asked.append(request.url))
     tab.on("requestfailed", lambda request: page.complaints.append(f"failed: {request.url}"))
@@ -120,30 +121,94 @@ def test_page_is_whole_without_a_network(loaded: Loaded) -> None:
     assert loaded.complaints == []
 
 
+def unrendered(tab: Any) -> list[str]:
+    """Mathematics that MathJax left alone, could not read, or drew with no width."""
+    return tab.evaluate("""() => [
+      ...[...document.querySelectorAll(".math")]
+        .filter((n) => !n.querySelector("mjx-container")).map((n) => n.textContent),
+      ...[...document.querySelectorAll("mjx-merror, [data-mml-node='merror'], mjx-mtext[style*='red']")]
+        .map((n) => "error: " + n.textContent),
+      ...[...document.querySelectorAll("mjx-container")]
+        .filter((n) => n.checkVisibility() && !(n.getBoundingClientRect().width > 1))
+        .map((n) => "empty: " + n.outerHTML),
+    ]""")
+
+
 def test_mathematics_is_rendered(loaded: Loaded) -> None:
-    raw = loaded.tab.locator(".math").evaluate_all(
-        "nodes => nodes.filter(n => !n.querySelector('mjx-container')).map(n => n.textContent)"
-    )
-    assert raw == []
-    wrong = loaded.tab.locator("mjx-merror, [data-mml-node='merror']").evaluate_all("ns => ns.map(n => n.innerHTML)")
-    assert wrong == []
+    assert unrendered(loaded.tab) == []
+
+
+ROLES = "glue|result|doc|ref|cite|eq|numref|term|math|sub|sup|prf|py|exercise|solution|admonition|figure|explorer"
+LEFT_OVER = re.compile(
+    rf"""\{{(?:{ROLES})[\w:-]*\}}      # a role or directive that was not one
+    | :::|```                            # its fence
+    | \$\$ | \\[()\[\]] | \\[a-zA-Z]+\{{   # mathematics
+    | \]\([./#h]                        # a link
+    | <!--|-->""",
+    re.VERBOSE,
+)
+
+
+def left_over(tab: Any) -> list[str]:
+    """Markup that reached the reader: in the text without code and mathematics, and Sphinx's own marks of trouble."""
+    text = tab.evaluate("""() => [...document.querySelectorAll("article")].map((article) => {
+      const copy = article.cloneNode(true);
+      copy.querySelectorAll("pre, code, script, style, svg, .math, mjx-container, .sig").forEach((n) => n.remove());
+      return copy.textContent;
+    }).join("\\n")""")
+    found = [text[max(0, m.start() - 30) : m.end() + 30] for m in LEFT_OVER.finditer(text)]
+    marks = tab.locator(".problematic, .system-message, span.xref:not(a span)").all_inner_texts()
+    return found + [f"problem: {mark}" for mark in marks]
 
 
 def test_no_markup_is_left_in_the_text(loaded: Loaded) -> None:
-    for article in loaded.tab.locator("article p, article li, article td").all_inner_texts():
-        assert not re.search(r"\{(glue|result|doc|ref|cite|eq|numref)\b", article), article
-        assert "$$" not in article, article
+    assert left_over(loaded.tab) == []
+
+
+def bad_pictures(tab: Any) -> list[str]:
+    """Pictures that do not load, or do not say what they show. A picture that loads late is loaded now."""
+    images = tab.locator("img").evaluate_all("""nodes => Promise.all(nodes.map(async (n) => {
+      n.loading = "eager";
+      await n.decode().catch(() => {});
+      const inText = n.closest("article") !== null && !n.classList.contains("no-card");
+      return {src: n.getAttribute("src").slice(0, 60), alt: n.alt.trim(), wide: n.naturalWidth, inText};
+    }))""")
+    found = [f"does not load: {i['src']}" for i in images if not i["wide"] > 0]
+    for image in images:
+        few = len(image["alt"]) <= 20 or image["alt"].endswith((".png", ".svg"))
+        if not image["alt"] or (image["inText"] and few):
+            found.append(f"no alt text: {image['src']} {image['alt']!r}")
+    drawn = tab.locator("article svg[role=img], article object[type='image/svg+xml']").evaluate_all("""nodes =>
+      nodes.map((n) => (n.getAttribute("aria-labelledby") || "").split(" ").filter(Boolean)
+        .map((id) => document.getElementById(id)?.textContent ?? "").join(" ")
+        || n.getAttribute("aria-label") || n.textContent.trim())""")
+    return found + [f"no description: {text!r}" for text in drawn if len(text) <= 20]
 
 
 def test_images_load_and_have_alt_text(loaded: Loaded) -> None:
-    images = loaded.tab.locator("img").evaluate_all(
-        "ns => ns.map(n => ({src: n.getAttribute('src'), alt: n.alt, wide: n.naturalWidth, lazy: n.loading}))"
-    )
-    for image in images:
-        assert image["alt"].strip(), image
-        assert image["wide"] > 0 or image["lazy"] == "lazy", image
-    described = loaded.tab.locator("article img:not(.no-card)").evaluate_all("ns => ns.map(n => n.alt)")
-    assert all(len(alt) > 20 and not alt.endswith((".png", ".svg")) for alt in described), described
+    assert bad_pictures(loaded.tab) == []
+
+
+BAD = """<!doctype html><meta charset="utf-8"><article>
+<p>Glued {glue:text}`share` and \\(p_t\\), $$x$$ and \\frac{1}{2}, [a link](./page.md)</p>
+<p><span class="problematic">{result}</span></p><p><code>{glue:text}`fine in code`</code></p>
+<span class="math">\\(x\\)</span><span class="math"><mjx-container>?<mjx-merror>no</mjx-merror></mjx-container></span>
+<img src="missing.png" alt="A picture that is described, yet missing"><img src="data:image/gif;base64,
+R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7" alt="plot.png" loading="lazy">
+<svg role="img" aria-labelledby="t"><title id="t">Short</title></svg></article>"""
+
+
+def test_the_page_checks_see_what_is_wrong(browser: Any) -> None:
+    tab = browser.new_page()
+    tab.set_content(BAD)
+    left = " ".join(left_over(tab))
+    for piece in ("{glue:text}", "\\(p_t", "$$x", "\\frac{", "](./", "problem: {result}"):
+        assert piece in left, piece
+    assert "fine in code" not in left
+    assert unrendered(tab) == ["\\(x\\)", "error: no"]
+    kinds = [text.split(":")[0] for text in bad_pictures(tab)]
+    assert kinds == ["does not load", "no alt text", "no description"]
+    tab.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -308,18 +373,48 @@ def anchors(path: Path) -> frozenset[str]:
     return frozenset(re.findall(r'\s(?:id|name)="([^"]+)"', source(path)))
 
 
+LINK = re.compile(r'<(?:a|link|img|script|source|object|image|iframe|use)\b[^>]*?\s(?:href|src|data)="([^"]+)"')
+LOADED = re.compile(  # what a browser fetches by itself from another place
+    r'<(?:script|img|source|iframe|object|image)\b[^>]*?\s(?:src|href|data)="((?:https?:)?//[^"]+)"'
+    r'|<link\b(?=[^>]*\brel="(?:stylesheet|preload|preconnect|icon|modulepreload)[^>]*)[^>]*\shref="((?:https?:)?//[^"]+)"'
+)
+
+
+def dead_links(path: Path) -> list[str]:
+    """Links of a page to files or places in files that are not there."""
+    dead = []
+    for link in LINK.findall(source(path)):
+        target, fragment = urldefrag(urljoin(path.as_uri(), link.replace("&amp;", "&")))
+        if urlsplit(target).scheme != "file":
+            continue
+        file = Path(unquote(urlsplit(target).path))
+        if not file.exists() or (fragment and file.suffix == ".html" and unquote(fragment) not in anchors(file)):
+            dead.append(link)
+    return dead
+
+
 @each_page
 def test_internal_links_lead_somewhere(page: str) -> None:
     assert HTML is not None
-    base = (HTML / page).as_uri()
-    for link in re.findall(r'<(?:a|link|img|script|source)\b[^>]*?\s(?:href|src)="([^"]+)"', source(HTML / page)):
-        target, fragment = urldefrag(urljoin(base, link.replace("&amp;", "&")))
-        if urlsplit(target).scheme != "file":
-            continue
-        path = Path(unquote(urlsplit(target).path))
-        assert path.exists(), f"{page}: {link}"
-        if fragment and path.suffix == ".html":
-            assert unquote(fragment) in anchors(path), f"{page}: {link}"
+    assert dead_links(HTML / page) == []
+
+
+@each_page
+def test_nothing_is_fetched_from_elsewhere(page: str) -> None:
+    assert HTML is not None
+    assert [a or b for a, b in LOADED.findall(source(HTML / page))] == []
+
+
+def test_the_link_checks_see_what_is_wrong(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(
+        '<h2 id="here">H</h2><a href="#here">1</a><a href="page.html#here">2</a><a href="#gone">3</a>'
+        '<a href="other.html">4</a><img alt="" src="none.png"><svg><image href="none.jpg"/></svg><a href="https://x.org/">5</a>'
+    )
+    assert dead_links(page) == ["#gone", "other.html", "none.png", "none.jpg"]
+    fetched = '<script async src="https://a.org/x.js"></script><link rel="stylesheet" href="//b.org/x.css">'
+    named = '<a href="https://c.org/">c</a><link rel="canonical" href="https://d.org/">'
+    assert [a or b for a, b in LOADED.findall(fetched + named)] == ["https://a.org/x.js", "//b.org/x.css"]
 
 
 @each_page
