@@ -73,11 +73,21 @@ def test_page_has_numbers_local_mathematics_and_no_links_without_an_address(tmp_
     assert status == 0, log
     for number in ("92%", "50.3"):
         assert f">{number}<" in html
-    for absent in ("launch-buttons", "/edit/", "issues/new", "unpkg.com", "cdn.jsdelivr", "sphinx-thebe.js"):
+    others = ("unpkg.com", "cdn.jsdelivr", "sphinx-thebe.js", "explorer.js", "explorer.css")
+    for absent in ("launch-buttons", "/edit/", "issues/new", *others):
         assert absent not in html
     static = tmp_path / "_build" / "html" / "_static" / "mathjax"
     assert (static / "tex-chtml.js").is_file()
     assert list(static.glob("output/chtml/fonts/woff-v2/*.woff"))
+
+
+def test_a_page_with_an_explorer_has_figure_script_and_data(tmp_path: Path) -> None:
+    status, log, html = build(tmp_path, TEXT + "\n\n```{explorer} thresholds\n```\n")
+    assert status == 0, log
+    assert html.count('data-explorer="thresholds"') == 1
+    for file in ("explorer.js", "explorer.css", "explorer_cells.jpg"):
+        assert f'="../_static/{file}' in html, file
+        assert (tmp_path / "_build" / "html" / "_static" / file).is_file()
 
 
 @pytest.mark.parametrize(
@@ -88,8 +98,9 @@ def test_page_has_numbers_local_mathematics_and_no_links_without_an_address(tmp_
         ("{doc}`nowhere`", "unknown document: 'nowhere'"),
         ("{py:func}`focal_tutorial.nothing`", "reference target not found: focal_tutorial.nothing"),
         ("{cite:p}`nobody2017`", 'could not find bibtex key "nobody2017"'),
+        ("```{explorer} nothing\n```", "one of loss, share, thresholds wanted"),
     ],
-    ids=["glue", "result", "link", "function", "citation"],
+    ids=["glue", "result", "link", "function", "citation", "explorer"],
 )
 def test_what_leads_nowhere_fails_the_build(text: str, complaint: str, tmp_path: Path) -> None:
     status, log, _ = build(tmp_path, TEXT + "\n\n" + text)
