@@ -74,12 +74,14 @@ def check(loss, exact, dtype: torch.dtype, soft_value_scale: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 def test_varifocal_against_mpmath(dtype, gamma):
+    """Chapter 7's neighbours-vfl, neighbours-slope."""
     check(lambda x, q: varifocal_loss(x, q, 0.75, gamma), lambda x, q: exact_varifocal(x, q, 0.75, gamma), dtype, False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 1.5, 2.0])
 def test_quality_focal_against_mpmath(dtype, beta):
+    """Chapter 7's neighbours-qfl, neighbours-qfl-slope."""
     check(lambda x, y: quality_focal_loss(x, y, beta), lambda x, y: exact_quality(x, y, beta), dtype, True)
 
 
@@ -92,6 +94,7 @@ def test_by_hand():
 
 
 def test_hard_targets_are_focal_losses():
+    """Chapter 7's neighbours-family at its special cases."""
     x = torch.linspace(-20, 20, 401, dtype=torch.float64)
     zeros, ones = torch.zeros_like(x), torch.ones_like(x)
     for t in (zeros, ones):
