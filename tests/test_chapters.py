@@ -11,7 +11,6 @@ import pytest
 from test_book import NOTEBOOKS, PAGES, ROOT, code_cells, load_extension, prose, read
 
 CHAPTERS = [path for path in NOTEBOOKS if re.match(r"\d\d_", path.stem)]
-TIME_IN_WORDS = ("06_focal_loss_implemented",)  # "under half a minute", without figures
 each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 
 
@@ -25,7 +24,7 @@ def box_problems(text: str, stem: str) -> list[str]:
     for item in ("You will", "You need", "It takes"):
         if not re.search(rf"^\*\*{item}\*\* \S.{{20,}}", box[1], re.MULTILINE):
             problems.append(f"the box lacks **{item}**")
-    for value in ("seconds", "mib") if stem not in TIME_IN_WORDS else ():
+    for value in ("seconds", "mib"):
         if f"{{result}}`notebook_times::runs.0.metrics.{stem}.{value}`" not in box[1]:
             problems.append(f"the box does not quote the measured {value}")
     return problems
