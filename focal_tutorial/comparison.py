@@ -10,6 +10,7 @@ import functools
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,11 @@ RATE_SETTINGS = {
     "focal": "fl2", "sampled": "hard_negatives", "proposals": "proposals", "quality": "varifocal",
 }  # fmt: skip
 
-PROBE_STEPS = (0, 5, 10, 20, 50, 100, 200, 400, 800)
+# Whether what a short training tells apart is still apart later.
+LONG: dict[str, Any] = {"steps": 2400}
+LONG_SETTINGS = ("ce", "bce_75", "fl2", "ohem")
+
+PROBE_STEPS = (0, 5, 10, 20, 50, 100, 200, 400, 800, 1600, 2400)
 PROBE_IMAGES = 16
 
 
@@ -257,6 +262,13 @@ def losses_recipe(profile: str) -> dict[str, Any]:
     return {**COMPARISON_RECIPES[profile], "settings": SETTINGS, "rates": RATES[profile]}
 
 
+def long_recipe(profile: str) -> dict[str, Any]:
+    """The configuration of the long runs as their result holds it."""
+    kept = {name: SETTINGS[name] for name in LONG_SETTINGS}
+    rates = {s["family"]: RATES[profile][s["family"]] for s in kept.values()}
+    return {**COMPARISON_RECIPES[profile], **LONG, "settings": kept, "rates": rates}
+
+
 def rates_recipe(profile: str) -> dict[str, Any]:
     """The configuration of the choice of learning rates as its result holds it."""
     chosen_with = {name: SETTINGS[name] for name in RATE_SETTINGS.values()}
@@ -265,10 +277,18 @@ def rates_recipe(profile: str) -> dict[str, Any]:
 
 def run_losses(profile: str, seed: int, out: Path, root: Path | str | None = None, **changes: Any) -> dict[str, Any]:
     """Every setting with one seed: "metrics", "trace" and "diverged" of `run_setting` by setting, and its cost."""
-    rates = RATES[profile]
+    return _run_settings([*SETTINGS], profile, seed, out, **changes)
+
+
+def run_long(profile: str, seed: int, out: Path, root: Path | str | None = None, **changes: Any) -> dict[str, Any]:
+    """`LONG_SETTINGS` with one seed and three times the steps, at the rates of the short runs."""
+    return _run_settings(LONG_SETTINGS, profile, seed, out, **{**LONG, **changes})
+
+
+def _run_settings(names: Sequence[str], profile: str, seed: int, out: Path, **changes: Any) -> dict[str, Any]:
     runs = {
-        name: run_setting(name, profile, rates[s["family"]], seed, out / name, **changes)
-        for name, s in SETTINGS.items()
+        name: run_setting(name, profile, RATES[profile][SETTINGS[name]["family"]], seed, out / name, **changes)
+        for name in names
     }
     by_setting = {what: {name: run[what] for name, run in runs.items()} for what in ("metrics", "trace", "diverged")}
     return {**by_setting, **_cost([*runs.values()])}

@@ -17,7 +17,15 @@ from typing import Any
 import torch
 
 from focal_tutorial.checkpoint import write_json
-from focal_tutorial.comparison import RATE_SEED, losses_recipe, rates_recipe, run_losses, run_rates
+from focal_tutorial.comparison import (
+    RATE_SEED,
+    long_recipe,
+    losses_recipe,
+    rates_recipe,
+    run_long,
+    run_losses,
+    run_rates,
+)
 from focal_tutorial.data.bccd import prepare_bccd
 from focal_tutorial.data.coco import CocoDataset
 from focal_tutorial.errors import InputError
@@ -123,6 +131,10 @@ EXPERIMENTS = {
     "losses": Experiment(
         "CE, balanced CE, focal loss, samplers and neighbours on one task", run_losses,
         {"cpu": losses_recipe("cpu")}, {"cpu": 20},
+    ),
+    "losses_long": Experiment(
+        "CE, balanced CE, focal loss and OHEM on that task, three times as long", run_long,
+        {"cpu": long_recipe("cpu")}, {"cpu": 10},
     ),
 }  # fmt: skip
 
