@@ -58,18 +58,21 @@ def test_reliability_is_drawn_on_log_odds(ax: Axes) -> None:
     assert "α = 0.998, where it says 0.5 the frequency is 0.002" in alt
 
 
-def test_sweep_shows_means_bars_and_other_losses(ax: Axes) -> None:
-    alt = plot_alpha_sweep(
-        ax, (0.5, 0.75, 0.999), (0.4, 0.5, 0.45), (0.01, 0.02, 0.03), levels={"focal": (0.6, 0.01)}, title="here"
-    )
-    assert alt == "AP in per cent against α (here): 0.5 40.0 ± 1.0, 0.75 50.0 ± 2.0, 0.999 45.0 ± 3.0."
+def test_sweep_shows_means_seeds_bars_and_other_losses(ax: Axes) -> None:
+    results = {0.5: (0.39, 0.41), 0.75: (0.5, 0.5), 0.999: (0.4, 0.5)}
+    alt = plot_alpha_sweep(ax, results, levels={"focal": (0.6, 0.62)}, title="here")
+    assert alt == "AP in per cent against α (here): 0.5 40.0 ± 1.4, 0.75 50.0 ± 0.0, 0.999 45.0 ± 7.1."
     assert [text.get_text() for text in ax.texts] == ["40.0", "50.0", "45.0"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0.5", "0.75", "0.999"]
     assert ax.get_legend().get_texts()[0].get_text() == "focal"
+    drawn = [list(line.get_ydata()) for line in ax.lines]
+    assert [39.0, 41.0] in drawn and [40.0, 50.0] in drawn
+    assert ax.get_ylim()[1] > 62.5  # the band is inside
 
 
-def test_sweep_without_spread(ax: Axes) -> None:
-    assert plot_alpha_sweep(ax, (0.1, 0.5), (0.0, 0.3), title="x") == "AP in per cent against α (x): 0.1 0.0, 0.5 30.0."
+def test_sweep_of_one_run_has_no_spread(ax: Axes) -> None:
+    alt = plot_alpha_sweep(ax, {0.1: (0.0,), 0.5: (0.3,)}, title="x")
+    assert alt == "AP in per cent against α (x): 0.1 0.0, 0.5 30.0."
 
 
 def test_shares_over_training_show_mean_and_band(ax: Axes) -> None:

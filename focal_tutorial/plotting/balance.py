@@ -123,47 +123,57 @@ def plot_reliability(ax: Axes, measured: Mapping[float, tuple[np.ndarray, np.nda
 
 def plot_alpha_sweep(
     ax: Axes,
-    alphas: Sequence[float],
-    means: Sequence[float],
-    sds: Sequence[float] | None = None,
+    results: Mapping[float, Sequence[float]],
     *,
-    levels: Mapping[str, tuple[float, float]] | None = None,
+    levels: Mapping[str, Sequence[float]] | None = None,
     title: str = "",
 ) -> str:
-    """AP (0 … 1, drawn in per cent) against α on a log-odds axis, with bars of ± one standard deviation.
+    """AP (0 … 1, drawn in per cent) against α on a log-odds axis: mean over seeds, each seed as a dot, ± sample sd.
 
     Args:
         ax: to draw on.
-        alphas: ascending, in 0…1 without the ends.
-        means, sds: of AP, one for each α.
-        levels: other losses to compare with, as horizontal bands: name → (mean, sd).
+        results: AP of every seed for each α, α ascending in 0…1 without the ends.
+        levels: AP of every seed of other losses, drawn as horizontal bands.
         title: of the panel.
     """
-    x, y = log_odds(np.array(alphas)), 100 * np.asarray(means, float)
-    spread = np.zeros(len(y)) if sds is None else 100 * np.asarray(sds, float)
-    for i, (name, (mean, sd)) in enumerate((levels or {}).items()):
-        colour = PALETTE[2 + i]
-        ax.axhspan(100 * (mean - sd), 100 * (mean + sd), color=colour, alpha=0.15, linewidth=0)
-        ax.axhline(100 * mean, color=colour, linewidth=1.3, linestyle=STYLES[1 + i], label=name)
-    ax.errorbar(x, y, spread if sds is not None else None, color=PALETTE[0], marker="o", markersize=5.5, capsize=4,
+    alphas = list(results)
+    stats = [_mean_and_spread(values) for values in results.values()]
+    x, y, spread = log_odds(np.array(alphas)), np.array([s[0] for s in stats]), np.array([s[1] for s in stats])
+    tops = list(y + spread)
+    for i, (name, values) in enumerate((levels or {}).items()):
+        mean, sd = _mean_and_spread(values)
+        ax.axhspan(mean - sd, mean + sd, color=PALETTE[2 + i], alpha=0.15, linewidth=0)
+        ax.axhline(mean, color=PALETTE[2 + i], linewidth=1.3, linestyle=STYLES[1 + i], label=name)
+        tops.append(mean + sd)
+    seeds = max(map(len, results.values()))
+    ax.errorbar(x, y, spread if seeds > 1 else None, color=PALETTE[0], marker="o", markersize=5.5, capsize=4,
                 linewidth=1.6)  # fmt: skip
-    for place, value, up in zip(x, y, spread, strict=True):
+    for place, value, up, values in zip(x, y, spread, results.values(), strict=True):
+        if seeds > 1:
+            ax.plot(place + np.linspace(0.16, 0.3, len(values)), 100 * np.array(values), "o", markersize=3.2,
+                    color="white", markeredgecolor=INK, markeredgewidth=0.7)  # fmt: skip
         ax.annotate(f"{value:.1f}", (place, value + up), xytext=(0, 6), textcoords="offset points", ha="center",
                     fontsize=8.5, color=INK)  # fmt: skip
     tidy(ax)
     odds_axis(ax, "x", alphas)
     ax.set_xlim(-3.1, 7.8)  # α from 0.05 to 0.9995, the same in every panel
-    ax.set_ylim(0, 1.17 * max((y + spread).max(), 1.0))
+    ax.set_ylim(0, 1.12 * max(*tops, 1.0))
     ax.set_xlabel("α", color=INK)
     ax.set_ylabel("AP (%)", fontsize=8.5, color=INK)
     ax.set_title(title, fontsize=10, loc="left", color=INK)
     if levels:
-        ax.legend(fontsize=8, frameon=False, loc="lower left")
+        ax.legend(fontsize=8, frameon=False, loc="lower right")
     listed = ", ".join(
-        f"{alpha:g} {value:.1f}" + (f" ± {sd:.1f}" if sds is not None else "")
+        f"{alpha:g} {value:.1f}" + (f" ± {sd:.1f}" if seeds > 1 else "")
         for alpha, value, sd in zip(alphas, y, spread, strict=True)
     )
     return f"AP in per cent against α ({title}): {listed}."
+
+
+def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation, in per cent; 0 for one value."""
+    given = 100 * np.array(values, float)
+    return float(given.mean()), float(given.std(ddof=1)) if len(given) > 1 else 0.0
 
 
 def plot_shares_over_training(
@@ -193,7 +203,7 @@ def plot_shares_over_training(
         ax.plot(x, mean, color=PALETTE[i], marker=MARKERS[i], markersize=4.5, linestyle=STYLES[i], label=name)
         told.append(f"{name} from {mean[0]:.2f} to {mean[-1]:.2f}")
     tidy(ax)
-    shown = [step for step in steps if step in (0, 10, 20, 50, 100, 200, 500, 1000)]
+    shown = [step for step in steps if step == 0 or step >= 10]  # 5 would touch its neighbours
     ax.set_xticks(np.log1p(np.array(shown) / 5), [str(step) for step in shown])
     ax.set_ylim(-0.02, 1.02)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "¼", "half", "¾", "all"])
