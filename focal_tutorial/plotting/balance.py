@@ -151,7 +151,7 @@ def plot_alpha_sweep(
     for place, value, up, values in zip(x, y, spread, results.values(), strict=True):
         if seeds > 1:
             ax.plot(place + np.linspace(0.16, 0.3, len(values)), 100 * np.array(values), "o", markersize=3.2,
-                    color="white", markeredgecolor=INK, markeredgewidth=0.7)  # fmt: skip
+                    color="white", markeredgecolor=INK, markeredgewidth=0.7, clip_on=False, zorder=4)  # fmt: skip
         ax.annotate(f"{value:.1f}", (place, value + up), xytext=(0, 6), textcoords="offset points", ha="center",
                     fontsize=8.5, color=INK)  # fmt: skip
     tidy(ax)
