@@ -205,7 +205,7 @@ def plot_box_counts(
     ax.set_yticks(places, names)
     tidy(ax, grid="x")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
-    ax.set_xlabel("boxes an image, logarithmic: the distance of the marks is the ratio", fontsize=8.5, color=INK)
+    ax.set_xlabel("boxes an image, logarithmic; above each bar foreground : background", fontsize=8.5, color=INK)
     ax.legend(fontsize=8.5, frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
     return f"Foreground and all boxes per image: {'; '.join(parts)}."
 
