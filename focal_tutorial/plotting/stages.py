@@ -77,7 +77,7 @@ def plot_objectness(ax: Axes, image: Any, objectness: Any, *, title: str = "") -
     height, width = picture.shape[:2]
     values = torch.as_tensor(objectness).detach().float().cpu().numpy()
     ax.imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=255)
-    ax.imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=0.72, interpolation="nearest",
+    ax.imshow(values, cmap="inferno", vmin=0, vmax=1, alpha=0.65, interpolation="nearest",
               extent=(-0.5, width - 0.5, height - 0.5, -0.5))  # fmt: skip
     ax.set_axis_off()
     ax.set_title(title, fontsize=9, color=INK, loc="left")
@@ -93,14 +93,16 @@ def plot_proposals(ax: Axes, image: Any, boxes: Any, hits: Any, *, title: str = 
         hits: `(P,)` booleans, whether a box overlaps an object enough.
     """
     corners, right = torch.as_tensor(boxes).cpu().numpy(), torch.as_tensor(hits).cpu().numpy().astype(bool)
-    ax.imshow(as_picture(image))
+    picture = as_picture(image)
+    ax.imshow(picture)
     many = len(corners) > 150
     for chosen, colour, width, alpha in (
-        (~right, "white", 0.6 if many else 1.0, 0.35 if many else 0.8),
+        (~right, "white", 0.5 if many else 1.0, 0.22 if many else 0.8),
         (right, FOREGROUND, 1.0 if many else 1.5, 0.8 if many else 1.0),
     ):
         outlines = [[(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)] for x1, y1, x2, y2 in corners[chosen]]
-        ax.add_collection(LineCollection(outlines, colors=colour, linewidths=width, alpha=alpha))
+        ax.add_collection(LineCollection(outlines, colors=colour, linewidths=width, alpha=alpha), autolim=False)
+    ax.set(xlim=(-0.5, picture.shape[1] - 0.5), ylim=(picture.shape[0] - 0.5, -0.5))
     ax.set_axis_off()
     ax.set_title(title, fontsize=9, color=INK, loc="left")
     return f"{len(corners)} proposals, {right.sum()} of them on an object."
