@@ -118,7 +118,7 @@ RATE_SETTINGS = {
 
 # Whether what a short training tells apart is still apart later.
 LONG: dict[str, Any] = {"steps": 2400}
-LONG_SETTINGS = ("ce", "bce_75", "fl2", "ohem")
+LONG_SETTINGS = ("ce", "fl2", "ohem")
 
 PROBE_STEPS = (0, 5, 10, 20, 50, 100, 200, 400, 800, 1600, 2400)
 PROBE_IMAGES = 16

@@ -133,8 +133,8 @@ EXPERIMENTS = {
         {"cpu": losses_recipe("cpu")}, {"cpu": 20},
     ),
     "losses_long": Experiment(
-        "CE, balanced CE, focal loss and OHEM on that task, three times as long", run_long,
-        {"cpu": long_recipe("cpu")}, {"cpu": 10},
+        "CE, focal loss and OHEM on that task, three times as long", run_long,
+        {"cpu": long_recipe("cpu")}, {"cpu": 9},
     ),
 }  # fmt: skip
 
