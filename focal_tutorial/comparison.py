@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,9 @@ RATE_SETTINGS = {
 LONG: dict[str, Any] = {"steps": 2400}
 LONG_SETTINGS = ("ce", "fl2", "ohem")
 
+# Settings and rates whose AP falls to 0 with some seed: does the model know nothing, or is it only not sure enough?
+UNSURE = (("bce_50", 0.002), ("ce_sgd", 0.003), ("ce_sgd", 0.01), ("ce_half_sgd", 0.03), ("ce_half_sgd", 0.1))
+
 PROBE_STEPS = (0, 5, 10, 20, 50, 100, 200, 400, 800, 1600, 2400)
 PROBE_IMAGES = 16
 
@@ -200,7 +204,9 @@ class Probe:
         )
 
 
-def run_setting(setting: str, profile: str, lr: float, seed: int, out: Path, **changes: Any) -> dict[str, Any]:
+def run_setting(
+    setting: str, profile: str, lr: float, seed: int, out: Path, *, threshold: float | None = None, **changes: Any
+) -> dict[str, Any]:
     """Train one setting with one seed and measure it: "metrics", "trace", "diverged", "seconds", "peak_memory_mib".
 
     The metrics are those on the test images, `validation_AP` that on the validation images; 0 for a run whose loss is
@@ -213,10 +219,13 @@ def run_setting(setting: str, profile: str, lr: float, seed: int, out: Path, **c
         lr: learning rate.
         seed: of the first weights and the order of the images.
         out: folder for the record and, until it is finished, the run.
+        threshold: score that a detection on the test images needs; by default the model's, 0.05.
         changes: settings of `TrainConfig` to change.
     """
     record, folder = out / "record.json", out / "run"
     begun = {"setting": SETTINGS[setting], "recipe": {**COMPARISON_RECIPES[profile], **changes}, "lr": lr, "seed": seed}
+    if threshold is not None:
+        begun["threshold"] = threshold
     begun = json.loads(json.dumps(begun))  # as it comes back from the file: lists for tuples
     if record.exists():
         stored: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
@@ -243,6 +252,8 @@ def run_setting(setting: str, profile: str, lr: float, seed: int, out: Path, **c
         diverged = str(error)  # nothing detected: an AP of 0
     else:
         model.load_state_dict(read_checkpoint(folder / "best.pt")["model"])  # the averaged weights
+        if threshold is not None:
+            model.options = replace(model.options, score_threshold=threshold)
         found = evaluate(model, ShapesDataset(num_test, split="test", **shapes))
         metrics = {name: found[name] for name in metrics if name in found} | {"validation_AP": trained["best"]["AP"]}
     run = {
@@ -269,6 +280,12 @@ def long_recipe(profile: str) -> dict[str, Any]:
     return {**COMPARISON_RECIPES[profile], **LONG, "settings": kept, "rates": rates}
 
 
+def unsure_recipe(profile: str) -> dict[str, Any]:
+    """The configuration of the runs without a score threshold as their result holds it."""
+    kept = {name: SETTINGS[name] for name, _ in UNSURE}
+    return {**COMPARISON_RECIPES[profile], "settings": kept, "runs": UNSURE, "threshold": 0.0}
+
+
 def rates_recipe(profile: str) -> dict[str, Any]:
     """The configuration of the choice of learning rates as its result holds it."""
     chosen_with = {name: SETTINGS[name] for name in RATE_SETTINGS.values()}
@@ -283,6 +300,20 @@ def run_losses(profile: str, seed: int, out: Path, root: Path | str | None = Non
 def run_long(profile: str, seed: int, out: Path, root: Path | str | None = None, **changes: Any) -> dict[str, Any]:
     """`LONG_SETTINGS` with one seed and three times the steps, at the rates of the short runs."""
     return _run_settings(LONG_SETTINGS, profile, seed, out, **{**LONG, **changes})
+
+
+def run_unsure(profile: str, seed: int, out: Path, root: Path | str | None = None, **changes: Any) -> dict[str, Any]:
+    """`UNSURE` with one seed, every detection counted whatever its score; `{"metrics": {setting_rate: …}}`."""
+    runs = {}
+    for setting, lr in UNSURE:
+        name = unsure_name(setting, lr)
+        runs[name] = run_setting(setting, profile, lr, seed, out / name, threshold=0.0, **changes)
+    return {"metrics": {name: run["metrics"] for name, run in runs.items()}, **_cost([*runs.values()])}
+
+
+def unsure_name(setting: str, lr: float) -> str:
+    """The key of a setting at a rate, as "ce_sgd_0_01"."""
+    return f"{setting}_{lr:g}".replace(".", "_")
 
 
 def _run_settings(names: Sequence[str], profile: str, seed: int, out: Path, **changes: Any) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from focal_tutorial.comparison import (
     run_long,
     run_losses,
     run_rates,
+    run_unsure,
+    unsure_recipe,
 )
 from focal_tutorial.data.bccd import prepare_bccd
 from focal_tutorial.data.coco import CocoDataset
@@ -135,6 +137,10 @@ EXPERIMENTS = {
     "losses_long": Experiment(
         "CE, focal loss and OHEM on that task, three times as long", run_long,
         {"cpu": long_recipe("cpu")}, {"cpu": 9},
+    ),
+    "losses_unsure": Experiment(
+        "settings that end at AP 0, counted without a score threshold", run_unsure,
+        {"cpu": unsure_recipe("cpu")}, {"cpu": 5},
     ),
 }  # fmt: skip
 

@@ -105,6 +105,13 @@ def test_a_finished_run_is_read_a_stopped_or_changed_one_made_again(
         run_setting("fl2", "cpu", 0.008, 0, tmp_path, **TOY)
 
 
+def test_without_a_threshold_unsure_detections_count(tmp_path: Path) -> None:
+    strict = run_setting("ce", "cpu", 0.002, 0, tmp_path / "strict", threshold=0.9, **TOY)
+    loose = run_setting("ce", "cpu", 0.002, 0, tmp_path / "loose", threshold=0.0, **TOY)
+    assert strict["metrics"]["AR100"] == 0 < loose["metrics"]["AR100"]
+    assert strict["metrics"]["validation_AP"] == loose["metrics"]["validation_AP"]
+
+
 def test_a_run_that_diverges_detects_nothing(tmp_path: Path) -> None:
     run = run_setting("ce_half_sgd", "cpu", 1e30, 0, tmp_path, **{**TOY, "steps": 4, "warmup_steps": 0})
     assert run["metrics"] == dict.fromkeys(("AP", "AP50", "AP75", "AR100", "validation_AP"), 0.0)
