@@ -148,11 +148,13 @@ def plot_alpha_sweep(
     seeds = max(map(len, results.values()))
     ax.errorbar(x, y, spread if seeds > 1 else None, color=PALETTE[0], marker="o", markersize=5.5, capsize=4,
                 linewidth=1.6)  # fmt: skip
-    for place, value, up, values in zip(x, y, spread, results.values(), strict=True):
+    steep = np.diff(y, append=y[-1]) > 0.2 * max(tops)  # where the line goes up so fast that it meets a label above
+    for place, value, up, values, aside in zip(x, y, spread, results.values(), steep, strict=True):
         if seeds > 1:
             ax.plot(place + np.linspace(0.16, 0.3, len(values)), 100 * np.array(values), "o", markersize=3.2,
                     color="white", markeredgecolor=INK, markeredgewidth=0.7, clip_on=False, zorder=4)  # fmt: skip
-        ax.annotate(f"{value:.1f}", (place, value + up), xytext=(0, 6), textcoords="offset points", ha="center",
+        shift, side = ((-8, 4), "right") if aside and seeds == 1 else ((0, 6), "center")
+        ax.annotate(f"{value:.1f}", (place, value + up), xytext=shift, textcoords="offset points", ha=side,
                     fontsize=8.5, color=INK)  # fmt: skip
     tidy(ax)
     odds_axis(ax, "x", alphas)
