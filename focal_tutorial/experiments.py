@@ -140,7 +140,7 @@ EXPERIMENTS = {
     ),
     "losses_unsure": Experiment(
         "settings that end at AP 0, counted without a score threshold", run_unsure,
-        {"cpu": unsure_recipe("cpu")}, {"cpu": 5},
+        {"cpu": unsure_recipe("cpu")}, {"cpu": 4},
     ),
 }  # fmt: skip
 
