@@ -28,7 +28,7 @@ class Criterion(nn.Module):
     Args:
         foreground_iou, background_iou, low_quality_iou: see `match_anchors`.
         alpha, gamma: of the focal loss.
-        box_loss: "smooth_l1" (the paper), "l1" (torchvision v1, detectron2), or on decoded boxes "giou", "diou", "ciou".
+        box_loss: "smooth_l1" (the paper), "l1" (torchvision v1, detectron2); "giou", "diou" or "ciou" of decoded boxes.
         beta: where smooth L1 turns from quadratic to linear; the paper's code uses 1/9.
         normalizer: what the sums are divided by. "foreground": anchors assigned to a box in the batch, at least 1 (the
             paper); "foreground_plus_one": Σ over images of (foreground + 1) (Detectron); "image": each image by its

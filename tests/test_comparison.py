@@ -20,6 +20,7 @@ from focal_tutorial.comparison import (
     run_setting,
 )
 from focal_tutorial.data.shapes import ShapesDataset
+from focal_tutorial.evaluate import evaluate
 from focal_tutorial.losses import sigmoid_focal_loss
 from focal_tutorial.proposals import TwoStageDetector
 from focal_tutorial.results import RESULTS
@@ -105,10 +106,18 @@ def test_a_finished_run_is_read_a_stopped_or_changed_one_made_again(
         run_setting("fl2", "cpu", 0.008, 0, tmp_path, **TOY)
 
 
-def test_without_a_threshold_unsure_detections_count(tmp_path: Path) -> None:
-    strict = run_setting("ce", "cpu", 0.002, 0, tmp_path / "strict", threshold=0.9, **TOY)
-    loose = run_setting("ce", "cpu", 0.002, 0, tmp_path / "loose", threshold=0.0, **TOY)
-    assert strict["metrics"]["AR100"] == 0 < loose["metrics"]["AR100"]
+def test_the_threshold_is_that_of_the_test_images_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def look(model: Any, dataset: Any) -> dict[str, float]:
+        seen.append(model.options.score_threshold)
+        return evaluate(model, dataset)
+
+    monkeypatch.setattr(comparison, "evaluate", look)
+    strict = run_setting("ce", "cpu", 0.002, 0, tmp_path, threshold=0.9, **TOY)
+    loose = run_setting("ce", "cpu", 0.002, 0, tmp_path, threshold=0.0, **TOY)  # not read from the record
+    assert seen == [0.9, 0.0]
+    assert strict["metrics"]["AR100"] == 0
     assert strict["metrics"]["validation_AP"] == loose["metrics"]["validation_AP"]
 
 
