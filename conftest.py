@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import urllib.request
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -71,3 +73,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("notebook cells run but not compared")
         for notebook, cells in ignored.items():
             terminalreporter.write_line(f"{notebook}: cells {', '.join(cells)}")
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; tests that use it are marked `needs_browser`."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

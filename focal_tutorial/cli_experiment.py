@@ -23,9 +23,10 @@ def list_experiments() -> None:
     """Name, subject, and minutes per seed of every experiment."""
     from focal_tutorial.experiments import EXPERIMENTS
 
+    width = max(map(len, EXPERIMENTS))
     for name, experiment in EXPERIMENTS.items():
         minutes = ", ".join(f"{profile} {value:g}" for profile, value in experiment.minutes.items())
-        typer.echo(f"{name:10} {experiment.title}; minutes a seed: {minutes}")
+        typer.echo(f"{name:{width}}  {experiment.title}; minutes a seed: {minutes}")
 
 
 @app.command()

@@ -164,10 +164,10 @@ def loss_shares(logits: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
     """
     foreground, background = logits[labels >= 0].double(), logits[labels == -1].double()  # (F, K), (B, K)
     truth = labels[labels >= 0][:, None] == torch.arange(logits.shape[-1], device=logits.device)  # (F, K)
+    x_t = torch.where(truth, foreground, -foreground)
     shares: dict[str, dict[str, float]] = {"loss": {}, "gradient": {}}
     for name, alpha, gamma in (("ce", 0.5, 0.0), ("balanced", 0.75, 0.0), ("focal", 0.25, 2.0)):
         for what, term in (("loss", focal_term), ("gradient", focal_term_derivative)):
-            x_t = torch.where(truth, foreground, -foreground)
             objects = (torch.where(truth, alpha, 1 - alpha) * term(x_t, gamma)).abs().sum()
             rest = ((1 - alpha) * term(-background, gamma)).abs().sum()
             shares[what][name] = round(float(objects / (objects + rest)), 5)
@@ -210,8 +210,8 @@ def run_setting(
     """Train one setting with one seed and measure it: "metrics", "trace", "diverged", "seconds", "peak_memory_mib".
 
     The metrics are those on the test images, `validation_AP` that on the validation images; 0 for a run whose loss is
-    not finite, and `diverged` then says at which step. What `out` holds of a
-    finished run with the same settings is read, not made again.
+    not finite, and `diverged` then says at which step. What `out` holds of a finished run with the same settings is
+    read, not made again.
 
     Args:
         setting: a key of `SETTINGS`.

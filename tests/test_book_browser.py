@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -18,13 +17,14 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import pytest
 import yaml
 
+from conftest import needs_browser
+
 ROOT = Path(__file__).resolve().parents[1]
 HTML = Path(os.environ["FOCAL_TUTORIAL_HTML"]).resolve() if os.environ.get("FOCAL_TUTORIAL_HTML") else None
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 pytestmark = [
     pytest.mark.skipif(HTML is None, reason="no built book: set FOCAL_TUTORIAL_HTML to its folder"),
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+    needs_browser,
 ]
 
 
@@ -45,16 +45,6 @@ def pages() -> list[str]:
 
 
 each_page = pytest.mark.parametrize("page", pages())
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @dataclass

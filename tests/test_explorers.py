@@ -12,7 +12,6 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +22,7 @@ from bs4 import BeautifulSoup
 from PIL import Image
 from torchvision.ops import batched_nms
 
-from conftest import bccd_is_missing
+from conftest import bccd_is_missing, needs_browser
 from focal_tutorial import sigmoid_focal_loss
 from focal_tutorial.experiments import BCCD_RECIPES
 from focal_tutorial.losses import focal_term, focal_term_derivative
@@ -31,10 +30,7 @@ from focal_tutorial.plotting import judge_detections
 
 ROOT = Path(__file__).resolve().parents[1]
 STATIC = ROOT / "book" / "_static"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 KINDS = ("loss", "share", "thresholds")
-
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
 def extension(name: str) -> ModuleType:
@@ -47,16 +43,6 @@ def extension(name: str) -> ModuleType:
 
 explorer, figures, explorer_data = (extension(n) for n in ("explorer", "explorer_figures", "explorer_data"))
 DATA = figures.load_data()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
