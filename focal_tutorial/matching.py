@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from focal_tutorial.losses import BACKGROUND, IGNORE
 
-__all__ = ["BACKGROUND", "IGNORE", "match_anchors", "pairwise_iou"]
+__all__ = ["BACKGROUND", "IGNORE", "match_anchors", "match_iou", "pairwise_iou"]
 
 # Boxes compared with all anchors at a time: bounds the memory at CHUNK × R floats however many boxes an image has.
 CHUNK = 16
@@ -42,11 +44,12 @@ def match_anchors(
 
     Args:
         anchors: `(R, 4)` xyxy.
-        boxes: `(M, 4)` xyxy; M may be 0.
+        boxes: `(M, 4)` xyxy; M may be 0. A box with a coordinate that is not finite matches nothing.
         low_quality_iou: let a box take its best anchors (all that tie) below `foreground_iou` too, where that IoU is
             at least this. Detectron uses 0.4; torchvision and detectron2 have no lower bound, which is 0 here. A
             box that overlaps no anchor at all matches nothing: in torchvision one box outside the image ties with
-            every anchor at IoU 0 and turns all of them into foreground.
+            every anchor at IoU 0 and turns all of them into foreground. A rescued anchor still goes to the box that
+            *it* overlaps most, which can be another one.
 
     Returns:
         `(R,)` int64.
@@ -56,19 +59,47 @@ def match_anchors(
     """
     if anchors.ndim != 2 or boxes.ndim != 2 or anchors.shape[1] != 4 or boxes.shape[1] != 4:
         raise ValueError(f"anchors (R, 4) and boxes (M, 4) wanted, got {tuple(anchors.shape)} and {tuple(boxes.shape)}")
+    usable = boxes.isfinite().all(dim=1, keepdim=True)  # (M, 1): a NaN would win every `max`, and hide other boxes
+    boxes = torch.where(usable, boxes, 0).to(anchors.dtype)
+    blocks = (pairwise_iou(boxes[start : start + CHUNK], anchors) for start in range(0, len(boxes), CHUNK))
+    return _match(blocks, anchors.new_zeros(len(anchors)), foreground_iou, background_iou, low_quality_iou)
+
+
+def match_iou(
+    iou: Tensor, foreground_iou: float = 0.5, background_iou: float = 0.4, low_quality_iou: float | None = None
+) -> Tensor:
+    """The rule of `match_anchors` on IoUs `(M, R)` that are there already: `(R,)` int64.
+
+    Args:
+        iou: IoU of box m with anchor r, finite, in [0, 1]; M may be 0.
+        foreground_iou, background_iou, low_quality_iou: as in `match_anchors`.
+
+    Raises:
+        ValueError: on a wrong shape or thresholds out of order.
+    """
+    if iou.ndim != 2:
+        raise ValueError(f"iou (M, R) wanted, got {tuple(iou.shape)}")
+    blocks = iou.split(CHUNK) if len(iou) else ()
+    return _match(blocks, iou.new_zeros(iou.shape[1]), foreground_iou, background_iou, low_quality_iou)
+
+
+def _match(
+    blocks: Iterable[Tensor], best_iou: Tensor, foreground_iou: float, background_iou: float, low_iou: float | None
+) -> Tensor:
+    """Matches `(R,)` from the rows of the IoU matrix, some boxes at a time; `best_iou` `(R,)` starts at 0."""
     if not 0 <= background_iou <= foreground_iou <= 1:
         raise ValueError(f"0 ≤ background_iou ≤ foreground_iou ≤ 1 wanted, got {background_iou} and {foreground_iou}")
-    best_iou = anchors.new_zeros(len(anchors))  # (R,)
-    best_box = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)  # (R,)
-    rescued = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)  # (R,)
-    for start in range(0, len(boxes), CHUNK):
-        iou = pairwise_iou(boxes[start : start + CHUNK].to(anchors.dtype), anchors)  # (≤ CHUNK, R)
+    best_box = torch.zeros_like(best_iou, dtype=torch.int64)  # (R,)
+    rescued = torch.zeros_like(best_iou, dtype=torch.bool)  # (R,)
+    start = 0
+    for iou in blocks:  # (≤ CHUNK, R)
         value, index = iou.max(dim=0)
         better = value > best_iou  # the first of equal boxes wins, as in one max over all of them
         best_iou = torch.where(better, value, best_iou)
         best_box = torch.where(better, index + start, best_box)
-        if low_quality_iou is not None:
+        if low_iou is not None:
             top = iou.max(dim=1, keepdim=True).values  # (≤ CHUNK, 1)
-            rescued |= ((iou == top) & (top > 0) & (top >= low_quality_iou)).any(dim=0)
+            rescued |= ((iou == top) & (top > 0) & (top >= low_iou)).any(dim=0)
+        start += len(iou)
     matches = torch.where(best_iou >= background_iou, IGNORE, BACKGROUND)
     return torch.where((best_iou >= foreground_iou) | rescued, best_box, matches)

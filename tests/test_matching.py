@@ -5,7 +5,7 @@ from torchvision.ops import box_iou
 
 from focal_tutorial import matching
 from focal_tutorial.anchors import AnchorGenerator
-from focal_tutorial.matching import BACKGROUND, IGNORE, match_anchors, pairwise_iou
+from focal_tutorial.matching import BACKGROUND, IGNORE, match_anchors, match_iou, pairwise_iou
 
 ANCHORS = torch.cat(AnchorGenerator(levels=(3, 4, 5))((128, 160)))
 
@@ -21,13 +21,25 @@ def test_iou_is_torchvisions() -> None:
     torch.testing.assert_close(pairwise_iou(boxes, ANCHORS), box_iou(boxes, ANCHORS), rtol=1e-5, atol=1e-7)
 
 
-def test_the_example_of_two_boxes_and_three_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_two_boxes_and_three_anchors() -> None:
     iou = torch.tensor([[0.45, 0.10, 0.05], [0.20, 0.30, 0.05]])
-    monkeypatch.setattr(matching, "pairwise_iou", lambda boxes, anchors: iou)
-    empty = torch.zeros(3, 4), torch.zeros(2, 4)
-    assert match_anchors(*empty).tolist() == [IGNORE, BACKGROUND, BACKGROUND]
-    assert match_anchors(*empty, low_quality_iou=0.0).tolist() == [0, 1, BACKGROUND]
-    assert match_anchors(*empty, low_quality_iou=0.4).tolist() == [0, BACKGROUND, BACKGROUND]
+    assert match_iou(iou).tolist() == [IGNORE, BACKGROUND, BACKGROUND]
+    assert match_iou(iou, low_quality_iou=0.0).tolist() == [0, 1, BACKGROUND]
+    assert match_iou(iou, low_quality_iou=0.4).tolist() == [0, BACKGROUND, BACKGROUND]
+
+
+def test_a_rescued_anchor_goes_to_the_box_it_overlaps_most() -> None:
+    iou = torch.tensor([[0.45, 0.30], [0.41, 0.0]])  # the first anchor is the best of both boxes
+    assert match_iou(iou, low_quality_iou=0.0).tolist() == [0, BACKGROUND]
+    assert Matcher(0.5, 0.4, allow_low_quality_matches=True)(iou).tolist() == [0, BACKGROUND]
+
+
+@pytest.mark.parametrize("low_quality_iou", [None, 0.0, 0.4])
+def test_matching_by_boxes_and_by_their_iou_agree(low_quality_iou: float | None) -> None:
+    boxes = random_boxes(40, 3)
+    by_iou = match_iou(pairwise_iou(boxes, ANCHORS), low_quality_iou=low_quality_iou)
+    assert torch.equal(by_iou, match_anchors(ANCHORS, boxes, low_quality_iou=low_quality_iou))
+    assert match_iou(torch.zeros(0, 5)).tolist() == [BACKGROUND] * 5
 
 
 @pytest.mark.parametrize("low_quality", [False, True])
@@ -55,6 +67,14 @@ def test_a_zero_size_box_matches_nothing() -> None:
     assert (match_anchors(ANCHORS, torch.tensor([[50.0, 50.0, 50.0, 50.0]]), low_quality_iou=0.0) == BACKGROUND).all()
 
 
+@pytest.mark.parametrize("bad", [[float("nan")] * 4, [0.0, 0.0, float("nan"), 9.0], [float("inf")] * 4])
+def test_a_box_that_is_not_finite_matches_nothing_and_hides_no_other(bad: list[float]) -> None:
+    boxes = random_boxes(5, 1)
+    alone = match_anchors(ANCHORS, boxes, low_quality_iou=0.0)
+    assert torch.equal(match_anchors(ANCHORS, torch.cat([boxes, torch.tensor([bad])]), low_quality_iou=0.0), alone)
+    assert (alone >= 0).any()
+
+
 def test_the_chunk_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = random_boxes(70, 9)
     whole = match_anchors(ANCHORS, boxes, low_quality_iou=0.4)
@@ -67,3 +87,5 @@ def test_wrong_arguments_are_named() -> None:
         match_anchors(ANCHORS, torch.zeros(4))
     with pytest.raises(ValueError, match="background_iou ≤ foreground_iou"):
         match_anchors(ANCHORS, torch.zeros(0, 4), foreground_iou=0.3)
+    with pytest.raises(ValueError, match=r"iou \(M, R\) wanted"):
+        match_iou(torch.zeros(3))
