@@ -196,6 +196,9 @@ def peak_memory(device: str | torch.device = "cpu") -> float | None:
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     if sys.platform == "win32":
         return None
+    status = Path("/proc/self/status")  # Linux; getrusage counts the parent's memory to a process it started
+    if status.exists() and (found := re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)):
+        return round(int(found.group(1)) / 2**10, 1)
     import resource  # not there on Windows
 
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
