@@ -1,4 +1,4 @@
-"""The command line: `focal-tutorial data | convert-voc | inspect | train | evaluate | predict | experiment`.
+"""The command line: `focal-tutorial data | convert-voc | inspect | train | evaluate | predict | …`, see `--help`.
 
 Thin: each command turns words into arguments and calls the package. Torch is imported inside the commands, so that
 `--help` answers at once. Exit status: 0 done, 2 bad usage or bad input (one line on stderr), 130 interrupted.
@@ -20,6 +20,7 @@ from focal_tutorial import __version__
 from focal_tutorial.cli_experiment import app as experiment_app
 from focal_tutorial.cli_options import parse_options, parse_size
 from focal_tutorial.cli_train import train
+from focal_tutorial.cli_weights import convert_weights_command
 from focal_tutorial.errors import InputError
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ def _write_report(report: ImbalanceReport, out: Path) -> None:
 
 
 app.command()(train)
+app.command("convert-weights")(convert_weights_command)
 app.add_typer(experiment_app, name="experiment")
 
 
