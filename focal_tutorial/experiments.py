@@ -33,6 +33,7 @@ from focal_tutorial.data.coco import CocoDataset
 from focal_tutorial.errors import InputError
 from focal_tutorial.evaluate import evaluate
 from focal_tutorial.results import peak_memory, save_result
+from focal_tutorial.schedules import run_warmup, warmup_recipe
 from focal_tutorial.train import TrainConfig, load_checkpoint, train
 
 PROFILES = {"cpu": "cpu", "gpu": "cuda"}  # and the device of each: its figures are given out as that device's
@@ -141,6 +142,10 @@ EXPERIMENTS = {
     "losses_unsure": Experiment(
         "settings that end at AP 0, counted without a score threshold", run_unsure,
         {"cpu": unsure_recipe("cpu")}, {"cpu": 4},
+    ),
+    "warmup": Experiment(
+        "learning rate, warm-up and clipping: where the loss dies", run_warmup,
+        {"cpu": warmup_recipe("cpu")}, {"cpu": 8},
     ),
 }  # fmt: skip
 
