@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from focal_tutorial.calibration import calibration_recipe, run_calibration
 from focal_tutorial.checkpoint import write_json
 from focal_tutorial.comparison import (
     RATE_SEED,
@@ -146,6 +147,10 @@ EXPERIMENTS = {
     "warmup": Experiment(
         "learning rate, warm-up and clipping: where the loss dies", run_warmup,
         {"cpu": warmup_recipe("cpu")}, {"cpu": 8},
+    ),
+    "calibration": Experiment(
+        "what scores mean under cross entropy, balanced cross entropy and focal loss", run_calibration,
+        {"cpu": calibration_recipe("cpu")}, {"cpu": 15},
     ),
 }  # fmt: skip
 
