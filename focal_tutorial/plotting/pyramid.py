@@ -104,7 +104,7 @@ def plot_shares(ax: Axes, rows: Mapping[str, Mapping[str, float]], *, least: flo
             share = value / total
             ax.barh(y, share, 0.62, left=left, color=colours[name], edgecolor="white", linewidth=1.2)
             if share >= least:
-                style = {"ha": "center", "va": "center", "fontsize": 8.5, "color": "white", "weight": "bold"}
+                style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8.5, "color": "white", "weight": "bold"}
                 ax.text(left + share / 2, y, f"{name}\n{share:.0%}", **style)
             left += share
         said.append(f"{row}: " + ", ".join(f"{name} {value / total:.0%}" for name, value in parts.items()))
