@@ -104,8 +104,8 @@ def plot_shares(ax: Axes, rows: Mapping[str, Mapping[str, float]], *, least: flo
             share = value / total
             ax.barh(y, share, 0.62, left=left, color=colours[name], edgecolor="white", linewidth=1.2)
             if share >= least:
-                style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8.5, "color": "white", "weight": "bold"}
-                ax.text(left + share / 2, y, f"{name}\n{share:.0%}", **style)
+                words = ax.text(left + share / 2, y, f"{name}\n{share:.0%}", ha="center", va="center", fontsize=8.5)
+                words.set(color="white", weight="bold")
             left += share
         said.append(f"{row}: " + ", ".join(f"{name} {value / total:.0%}" for name, value in parts.items()))
     ax.set_yticks(range(len(rows)), list(rows))
