@@ -36,6 +36,7 @@ from focal_tutorial.evaluate import evaluate
 from focal_tutorial.results import peak_memory, save_result
 from focal_tutorial.schedules import run_warmup, warmup_recipe
 from focal_tutorial.train import TrainConfig, load_checkpoint, train
+from focal_tutorial.training_cost import PRECISIONS, THROUGHPUT_RECIPES, precision_recipe, run_precision, run_throughput
 
 PROFILES = {"cpu": "cpu", "gpu": "cuda"}  # and the device of each: its figures are given out as that device's
 
@@ -151,6 +152,14 @@ EXPERIMENTS = {
     "calibration": Experiment(
         "what scores mean under cross entropy, balanced cross entropy and focal loss", run_calibration,
         {"cpu": calibration_recipe("cpu")}, {"cpu": 15},
+    ),
+    "throughput": Experiment(
+        "speed and memory of training, setting by setting", run_throughput, THROUGHPUT_RECIPES, {"cpu": 2.5, "gpu": 6}
+    ),
+    "precision": Experiment(
+        "the same training in float32 and under bf16 autocast", run_precision,
+        {"cpu": precision_recipe(), "gpu": {**BCCD_RECIPES["gpu"], "amp": [*PRECISIONS.values()]}},
+        {"cpu": 2, "gpu": 12},
     ),
 }  # fmt: skip
 
