@@ -17,12 +17,27 @@ from focal_tutorial.errors import InputError
 NORMS = ("batch", "frozen", "group")
 
 
+class FrozenNorm(FrozenBatchNorm2d):
+    """torchvision's batch norm with fixed statistics, in half precision where its input is.
+
+    The float32 statistics would turn every activation back to float32 under autocast, the next convolution round it
+    again, and the backward pass keep both: more memory than without autocast.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return super().forward(x)
+        scale = self.weight * (self.running_var + self.eps).rsqrt()  # (C,)
+        shift = self.bias - self.running_mean * scale  # (C,)
+        return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
+
+
 def norm_layer(norm: str) -> Callable[[int], nn.Module]:
     """Normalisation by name: "batch", "frozen" (batch norm with fixed statistics) or "group" (16 channels a group)."""
     if norm == "batch":
         return nn.BatchNorm2d
     if norm == "frozen":
-        return FrozenBatchNorm2d
+        return FrozenNorm
     if norm == "group":
         return lambda channels: nn.GroupNorm(max(1, channels // 16), channels)
     raise ValueError(f"norm: one of {NORMS} wanted, got {norm!r}")

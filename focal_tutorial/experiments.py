@@ -158,8 +158,8 @@ EXPERIMENTS = {
     ),
     "precision": Experiment(
         "the same training in float32 and under bf16 autocast", run_precision,
-        {"cpu": precision_recipe(), "gpu": {**BCCD_RECIPES["gpu"], "amp": [*PRECISIONS.values()]}},
-        {"cpu": 2, "gpu": 12},
+        {"cpu": precision_recipe(), "gpu": {**BCCD_RECIPES["gpu"], "precisions": PRECISIONS}},
+        {"cpu": 2.5, "gpu": 18},
     ),
 }  # fmt: skip
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from focal_tutorial.evaluate import AMP_DTYPES
 from focal_tutorial.optim import make_optimizer
 from focal_tutorial.results import peak_memory
-from focal_tutorial.retinanet import build_model
+from focal_tutorial.retinanet import RetinaNet, build_model
 from focal_tutorial.step_profile import StepClock, profile_step, spread, to_device, training_step
 from focal_tutorial.train_config import TrainConfig
 from focal_tutorial.train_setup import computing
@@ -17,7 +20,7 @@ from focal_tutorial.train_setup import computing
 
 def random_batch(
     size: tuple[int, int], batch: int, num_classes: int, *, objects: int = 7, seed: int = 0
-) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+) -> tuple[Tensor, list[dict[str, Any]]]:
     """Images of noise `(batch, 3, *size)` uint8 and targets for them: what a step costs hardly depends on the picture.
 
     Args:
@@ -35,6 +38,39 @@ def random_batch(
         labels = torch.randint(0, num_classes, (objects,), generator=generator)
         targets.append({"boxes": torch.cat([corner, corner + sides], dim=1), "labels": labels})
     return images, targets
+
+
+def kept_for_backward(
+    model: RetinaNet, images: Tensor | list[Tensor], targets: list[dict[str, Any]], *, amp: str = "none"
+) -> float:
+    """MiB that the forward pass of a training step keeps for the backward pass, the weights themselves not counted.
+
+    It is what a larger batch needs more of, and it is the same on every device: a count of tensors, not of what an
+    allocator or the system hands out.
+
+    Args:
+        model: in training mode, not compiled.
+        images, targets: a batch.
+        amp: "none" or "bf16". Autocast keeps weights that it has rounded; those are counted.
+    """
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    dtype = AMP_DTYPES[amp]
+    device = next(model.parameters()).device
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast(device.type, dtype, enabled=dtype is not None),
+    ):
+        losses = model(images, targets)  # holds the graph, and so every tensor that was noted
+    del losses
+    return sum(kept.values()) / 2**20
 
 
 def measure_training(
@@ -78,13 +114,14 @@ def measure_training(
     Returns:
         "seconds" a step: `{"median", "low", "high"}` with quartiles; "images_per_second" (of the median);
         "first_step_seconds", with what is done once, such as compiling; "peak_memory_mib" (torch's on CUDA, the
-        process's on the CPU); "memory_before_mib", the same before there was a model; and "parts", milliseconds of
-        each (medians), if asked for.
+        process's on the CPU); "memory_before_mib", the same before there was a model; "kept_mib", see
+        `kept_for_backward`, if not compiled; and "parts", milliseconds of each (medians), if asked for.
 
     Raises:
         RuntimeError: what torch raises: out of memory, no compiler.
         ValueError: for settings out of range.
     """
+    gc.collect()  # an optimiser lives in a cycle: that of an earlier call would keep its parameters
     target_device = torch.device(device)
     clock = StepClock(target_device)
     allowed = torch.backends.cudnn.allow_tf32
@@ -112,6 +149,8 @@ def measure_training(
 
             found = {**_timed(step, clock, steps, warmup), "memory_before_mib": before}
             found["images_per_second"] = batch / found["seconds"]["median"]
+            if not compile:
+                found["kept_mib"] = round(kept_for_backward(model, images, targets, amp=amp), 1)
             if profile:
                 parts = profile_step(model, [(images, targets)], optimizer, repetitions=profile, warmup=0, amp=amp)
                 found["parts"] = parts.medians()

@@ -86,7 +86,14 @@ THROUGHPUT_RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
-PRECISIONS = {"float32": "none", "bf16": "bf16"}  # and what `TrainConfig.amp` calls them
+# Two trainings that differ in rounding only part ways too, since each step starts where the last one ended. So there is
+# a third, float32 in the other memory layout, whose sums are added up in another order. What bf16 costs is the
+# difference beyond that.
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "float32": {"amp": "none"},
+    "bf16": {"amp": "bf16"},
+    "float32_again": {"amp": "none", "channels_last": False},
+}
 
 
 def in_new_process(function: Callable[..., T], *arguments: Any, **named: Any) -> T:
@@ -151,36 +158,39 @@ def precision_recipe() -> dict[str, Any]:
         **COMPARISON_RECIPES["cpu"],
         "setting": SETTINGS["fl2"],
         "lr": RATES["cpu"]["focal"],
-        "amp": [*PRECISIONS.values()],
+        "precisions": PRECISIONS,
     }
 
 
 def run_precision(profile: str, seed: int, out: Path, root: Path | str | None = None, **changes: Any) -> dict[str, Any]:
-    """The same training in float32 and under bf16 autocast: `{"metrics": {"float32": {…}, "bf16": {…}}, …}`.
+    """The same training as each of `PRECISIONS` says: `{"metrics": {"float32": {…}, "bf16": {…}, …}, …}`.
 
-    Weights, images and their order are those of `seed` in both. The metrics are those on the test images, always
+    Weights, images and their order are those of `seed` in all. The metrics are those on the test images, always
     evaluated in float32, so that only the training differs: AP, AP50, AP75, "loss" (the mean of the last steps),
     "train_seconds", and "peak_memory_mib" of the training.
     """
     metrics: dict[str, Any] = {}
-    for name, amp in PRECISIONS.items():
+    for name, precision in PRECISIONS.items():
         folder = out / name
         record = folder / "record.json"
         if not record.exists():
-            run = (profile, amp, seed, str(folder), None if root is None else str(root), changes)
-            found = precision_cell(*run) if profile == "gpu" else in_new_process(precision_cell, *run)
+            run = (profile, seed, str(folder), None if root is None else str(root))
+            run_here = {**changes, **precision}
+            found = (
+                precision_cell(*run, **run_here)
+                if profile == "gpu"
+                else in_new_process(precision_cell, *run, **run_here)
+            )
             write_json(record, found)
         metrics[name] = json.loads(record.read_text(encoding="utf-8"))
     peaks = [m["peak_memory_mib"] for m in metrics.values() if m["peak_memory_mib"] is not None]
     return {"metrics": metrics, "peak_memory_mib": max(peaks, default=None)}
 
 
-def precision_cell(
-    profile: str, amp: str, seed: int, out: str, root: str | None, changes: dict[str, Any]
-) -> dict[str, Any]:
+def precision_cell(profile: str, seed: int, out: str, root: str | None, **changes: Any) -> dict[str, Any]:
     """One training of `precision` and its metrics; a stopped one goes on."""
     folder = Path(out)
-    config, model, test_set = (_bccd if profile == "gpu" else _shapes)(amp, seed, folder, root, **changes)
+    config, model, test_set = (_bccd if profile == "gpu" else _shapes)(seed, folder, root, **changes)
     config.resume = (folder / "last.pt").exists()
     peak: list[float | None] = []
 
@@ -207,20 +217,20 @@ def precision_cell(
 Cell = tuple[TrainConfig, RetinaNet | None, DetectionDataset]
 
 
-def _shapes(amp: str, seed: int, folder: Path, root: str | None, **changes: Any) -> Cell:
+def _shapes(seed: int, folder: Path, root: str | None, **changes: Any) -> Cell:
     """The comparison's run with the focal loss, its model, and its test images."""
-    config = comparison_config("cpu", RATES["cpu"]["focal"], seed, folder, amp=amp, **changes)
+    config = comparison_config("cpu", RATES["cpu"]["focal"], seed, folder, **changes)
     shapes = {**config.shapes}
     num_test = shapes.pop("num_val")
     del shapes["num_train"]
     return config, comparison_model("fl2", "cpu", seed), ShapesDataset(num_test, split="test", **shapes)
 
 
-def _bccd(amp: str, seed: int, folder: Path, root: str | None, **changes: Any) -> Cell:
+def _bccd(seed: int, folder: Path, root: str | None, **changes: Any) -> Cell:
     """Chapter 14's run on a GPU, and BCCD's test images."""
     from focal_tutorial.data.bccd import prepare_bccd
     from focal_tutorial.experiments import bccd_config  # which imports this module
 
     paths = prepare_bccd(root)
-    config = bccd_config("gpu", seed, folder, root, **{**changes, "amp": amp})
+    config = bccd_config("gpu", seed, folder, root, **changes)
     return config, None, CocoDataset(paths["images"], paths["test"])

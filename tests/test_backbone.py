@@ -5,7 +5,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from focal_tutorial.backbone import FeaturePyramid, TinyBody, norm_layer, resnet_body
+from focal_tutorial.backbone import FeaturePyramid, FrozenNorm, TinyBody, norm_layer, resnet_body
 from focal_tutorial.errors import InputError
 
 
@@ -54,6 +54,21 @@ def test_tiny_body_returns_the_last_stages() -> None:
 )
 def test_norm_by_name(norm: str, kind: type) -> None:
     assert isinstance(norm_layer(norm)(32), kind)
+
+
+def test_frozen_norm_is_torchvisions_and_stays_in_half_precision() -> None:
+    torch.manual_seed(0)
+    ours, theirs = FrozenNorm(16), FrozenBatchNorm2d(16)
+    state = {"weight": torch.randn(16), "bias": torch.randn(16), "running_mean": torch.randn(16),
+             "running_var": torch.rand(16) + 0.1}  # fmt: skip
+    ours.load_state_dict(state)
+    theirs.load_state_dict(state)
+    x = torch.randn(2, 16, 5, 7)
+    assert torch.equal(ours(x), theirs(x))
+    for dtype in (torch.bfloat16, torch.float16):
+        half = ours(x.to(dtype))
+        assert half.dtype == dtype and theirs(x.to(dtype)).dtype == torch.float32
+        torch.testing.assert_close(half.float(), theirs(x), rtol=0.02, atol=0.05)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from focal_tutorial import training_cost
 from focal_tutorial.experiments import run_experiment
 from focal_tutorial.optim import make_optimizer
 from focal_tutorial.results import check_result, peak_memory
-from focal_tutorial.retinanet import RetinaNet, retinanet_tiny
+from focal_tutorial.retinanet import RetinaNet, retinanet_resnet18_fpn, retinanet_tiny
 from focal_tutorial.step_profile import PARTS, StepClock, StepProfile, profile_step, spread, training_step
-from focal_tutorial.throughput import coco_cost, measure_training, random_batch
+from focal_tutorial.throughput import coco_cost, kept_for_backward, measure_training, random_batch
 from focal_tutorial.training_cost import PRECISIONS, THROUGHPUT_RECIPES, in_new_process, measured, run_throughput
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -180,9 +180,45 @@ def test_measured_training(device: str, changes: dict[str, Any]) -> None:
     assert found["images_per_second"] == pytest.approx(2 / seconds["median"])
     assert found["first_step_seconds"] > 0
     assert ("parts" in found) == ("profile" in changes)
+    assert found["kept_mib"] > 1
     if found["peak_memory_mib"] is not None:
         assert found["peak_memory_mib"] >= found["memory_before_mib"]
     json.dumps(found, allow_nan=False)
+
+
+def test_kept_for_backward_counts_activations_but_no_weights() -> None:
+    class Toy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(256, 512), torch.nn.Linear(512, 256)
+
+        def forward(self, x: torch.Tensor, targets: Any) -> torch.Tensor:
+            x = self.a(x)  # keeps x: 1024 × 256
+            x = torch.relu(x)  # keeps its result: 1024 × 512
+            return self.b(x).sum()  # keeps x, which is the same
+
+    toy, x = Toy(), torch.ones(1024, 256)
+    assert kept_for_backward(toy, x, []) == 4 * 1024 * (256 + 512) / 2**20  # type: ignore[arg-type]
+    rounded = 2 * 1024 * (256 + 512) + 2 * 256 * 512  # and the last layer's weights, for the gradient of its input
+    assert kept_for_backward(toy, x, [], amp="bf16") == rounded / 2**20  # type: ignore[arg-type]
+
+
+def test_bf16_keeps_less_and_twice_the_images_twice_as_much() -> None:
+    model = retinanet_tiny(3, canvas=(192, 256))
+    images, targets = random_batch((192, 256), 4, 3)
+    two = kept_for_backward(model, images[:2], targets[:2])
+    assert kept_for_backward(model, images, targets) == pytest.approx(2 * two, rel=0.02)
+    assert 0.4 < kept_for_backward(model, images, targets, amp="bf16") / (2 * two) < 0.8
+
+
+def test_bf16_halves_what_a_frozen_resnet_keeps() -> None:
+    model = retinanet_resnet18_fpn(3, canvas=(128, 128), norm="frozen")
+    images, targets = random_batch((128, 128), 2, 3)
+    full, half = (
+        kept_for_backward(model, images, targets, amp=amp) - kept_for_backward(model, images[:1], targets[:1], amp=amp)
+        for amp in ("none", "bf16")
+    )
+    assert half / full == pytest.approx(0.5, abs=0.05)  # of one more image; autocast keeps rounded weights besides
 
 
 def test_measured_seconds_are_those_of_a_step(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,9 +331,9 @@ def test_throughput_at_toy_size_and_resumed(tmp_path: Path, monkeypatch: pytest.
 def test_precision_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def here(function: Any, *arguments: Any) -> Any:
-        seen.append(arguments[1])
-        return function(*arguments)
+    def here(function: Any, *arguments: Any, **named: Any) -> Any:
+        seen.append({name: named[name] for name in named if name in ("amp", "channels_last")})
+        return function(*arguments, **named)
 
     monkeypatch.setattr(training_cost, "in_new_process", here)
     small = {"steps": 2, "shapes": {"num_train": 8, "num_val": 3, "size": 192, "objects": (1, 2)}}
@@ -305,8 +341,10 @@ def test_precision_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     metrics = json.loads(path.read_text())["runs"][0]["metrics"]
     assert seen == [*PRECISIONS.values()] and set(metrics) == set(PRECISIONS)
     assert set(metrics["bf16"]) == {"AP", "AP50", "AP75", "loss", "train_seconds", "peak_memory_mib"}
-    full, half = (metrics[name]["loss"] for name in PRECISIONS)
+    full, half, again = (metrics[name]["loss"] for name in PRECISIONS)
     assert full != half and half == pytest.approx(full, rel=0.02)  # the same run, but for rounding
-    for name, amp in PRECISIONS.items():
+    assert abs(again - full) < abs(half - full)
+    for name, precision in PRECISIONS.items():
         config = json.loads((tmp_path / "precision_cpu" / "seed-0" / name / "config.json").read_text())
-        assert (config["amp"], config["seed"], config["lr"]) == (amp, 0, 0.001)
+        assert (config["amp"], config["seed"], config["lr"]) == (precision["amp"], 0, 0.001)
+        assert config["channels_last"] == (name != "float32_again")
