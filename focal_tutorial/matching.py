@@ -59,6 +59,7 @@ def match_anchors(
     """
     if anchors.ndim != 2 or boxes.ndim != 2 or anchors.shape[1] != 4 or boxes.shape[1] != 4:
         raise ValueError(f"anchors (R, 4) and boxes (M, 4) wanted, got {tuple(anchors.shape)} and {tuple(boxes.shape)}")
+    _check_thresholds(foreground_iou, background_iou)
     usable = boxes.isfinite().all(dim=1, keepdim=True)  # (M, 1): a NaN would win every `max`, and hide other boxes
     boxes = torch.where(usable, boxes, 0).to(anchors.dtype)
     blocks = (pairwise_iou(boxes[start : start + CHUNK], anchors) for start in range(0, len(boxes), CHUNK))
@@ -79,27 +80,35 @@ def match_iou(
     """
     if iou.ndim != 2:
         raise ValueError(f"iou (M, R) wanted, got {tuple(iou.shape)}")
+    _check_thresholds(foreground_iou, background_iou)
     blocks = iou.split(CHUNK) if len(iou) else ()
     return _match(blocks, iou.new_zeros(iou.shape[1]), foreground_iou, background_iou, low_quality_iou)
 
 
-def _match(
-    blocks: Iterable[Tensor], best_iou: Tensor, foreground_iou: float, background_iou: float, low_iou: float | None
-) -> Tensor:
-    """Matches `(R,)` from the rows of the IoU matrix, some boxes at a time; `best_iou` `(R,)` starts at 0."""
+def _check_thresholds(foreground_iou: float, background_iou: float) -> None:
     if not 0 <= background_iou <= foreground_iou <= 1:
         raise ValueError(f"0 ≤ background_iou ≤ foreground_iou ≤ 1 wanted, got {background_iou} and {foreground_iou}")
+
+
+def _match(
+    blocks: Iterable[Tensor],
+    best_iou: Tensor,
+    foreground_iou: float,
+    background_iou: float,
+    low_quality_iou: float | None,
+) -> Tensor:
+    """Matches `(R,)` from the IoU matrix, some rows at a time; `best_iou` starts at 0."""
     best_box = torch.zeros_like(best_iou, dtype=torch.int64)  # (R,)
     rescued = torch.zeros_like(best_iou, dtype=torch.bool)  # (R,)
     start = 0
     for iou in blocks:  # (≤ CHUNK, R)
         value, index = iou.max(dim=0)
-        better = value > best_iou  # the first of equal boxes wins, as in one max over all of them
+        better = value > best_iou  # the first of equal boxes wins
         best_iou = torch.where(better, value, best_iou)
         best_box = torch.where(better, index + start, best_box)
-        if low_iou is not None:
+        if low_quality_iou is not None:
             top = iou.max(dim=1, keepdim=True).values  # (≤ CHUNK, 1)
-            rescued |= ((iou == top) & (top > 0) & (top >= low_iou)).any(dim=0)
+            rescued |= ((iou == top) & (top > 0) & (top >= low_quality_iou)).any(dim=0)
         start += len(iou)
     matches = torch.where(best_iou >= background_iou, IGNORE, BACKGROUND)
     return torch.where((best_iou >= foreground_iou) | rescued, best_box, matches)

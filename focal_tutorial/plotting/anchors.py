@@ -217,7 +217,7 @@ def plot_iou_curves(
     return f"IoU over {xlabel}; lowest values: {lows}."
 
 
-def plot_shape_map(ax: Axes, sides: Any, ious: Any, *, title: str = "", ylabel: bool = True) -> ScalarMappable:
+def plot_shape_map(ax: Axes, sides: Any, ious: Any, *, title: str = "") -> ScalarMappable:
     """Best IoU over box width and height, a line at 0.5; returns the artist, for a colour bar.
 
     Args:
@@ -236,8 +236,7 @@ def plot_shape_map(ax: Axes, sides: Any, ious: Any, *, title: str = "", ylabel: 
     ax.set_aspect("equal")
     tidy(ax, grid=None)
     ax.set_xlabel("box width, px", fontsize=8.5, color=INK)
-    if ylabel:
-        ax.set_ylabel("box height, px", fontsize=8.5, color=INK)
+    ax.set_ylabel("box height, px", fontsize=8.5, color=INK)
     _title(ax, title)
     return drawn
 
@@ -252,6 +251,7 @@ def draw_zones(
         matches: (R_l,) as `match_anchors` gives them.
         grid: (rows, columns) of the level.
         boxes: (M, 4) xyxy, drawn in white.
+        title: written above, with the counts.
     """
     kinds = _array(matches).reshape(*grid, -1)  # (rows, columns, A)
     zones = np.where((kinds >= 0).any(2), 2.0, np.where((kinds == -2).any(2), 1.0, np.nan))
@@ -262,7 +262,7 @@ def draw_zones(
     ax.set(xlim=(0, width), ylim=(height, 0))
     draw_boxes(ax, None, boxes, colours="white", linewidth=0.9, fontsize=0)
     counts = [int((kinds >= 0).sum()), int((kinds == -2).sum()), int((kinds == -1).sum())]
-    _title(ax, title or f"{counts[0]:,} foreground, {counts[1]:,} ignored")
+    _title(ax, f"{title}: {counts[0]:,} foreground, {counts[1]:,} ignored" if title else "")
     return f"{counts[0]:,} foreground, {counts[1]:,} ignored and {counts[2]:,} background anchors."
 
 
