@@ -45,8 +45,9 @@ def draw_scene(
     for i, ((x, y, w, h), verdict) in enumerate(zip(np.asarray(found, float).reshape(-1, 4), verdicts, strict=True)):
         _, colour, line = VERDICTS[int(verdict)]
         ax.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=colour, linewidth=1.8, linestyle=line, zorder=3))
-        ax.annotate(str(i + 1), (x, y), xytext=(2, -2), textcoords="offset points", va="top", fontsize=9,
-                    fontweight="bold", color=colour, zorder=4)  # fmt: skip
+        corner, ha, va = ((x, y), "left", "top") if verdict == 1 else ((x + w, y + h), "right", "bottom")
+        ax.annotate(str(i + 1), corner, xytext=(2, -2) if verdict == 1 else (-2, 2), textcoords="offset points", ha=ha,
+                    va=va, fontsize=9, fontweight="bold", color=colour, zorder=4)  # fmt: skip
     ax.set(xlim=(-1, size[1] + 1), ylim=(size[0] + 1, -1), aspect="equal")
     ax.set_axis_off()
     counts = [f"{sum(v == kind for v in verdicts)} {name}" for kind, (name, *_) in VERDICTS.items() if kind in verdicts]
@@ -81,7 +82,7 @@ def plot_levels(
     """
     x, y = np.asarray(recall, float), np.asarray(precision, float)
     envelope = np.maximum.accumulate(y[::-1])[::-1]
-    corners, tops = np.concatenate([[0], x]), np.concatenate([envelope[:1], envelope])
+    corners, tops = np.concatenate([[0], x, x[-1:]]), np.concatenate([envelope[:1], envelope, [0]])
     ax.fill_between(corners, tops, step="pre", color=PALETTE[0], alpha=0.12)
     ax.step(corners, tops, where="pre", color=PALETTE[0], linewidth=1.8, label="envelope")
     ax.plot(x, y, "-", color="#9aa5ae", linewidth=1.1, label="raw")
@@ -121,7 +122,9 @@ def plot_curves_by_iou(ax: Axes, precision: Any, ious: Any, *, title: str = "", 
         named = labels and i % 3 == 0
         ax.plot(levels, curve, color=colours[i], linewidth=1.5, label=f"{iou:.2f}" if named else None)
     if labels:
-        ax.legend(title="IoU", fontsize=8.5, title_fontsize=8.5, frameon=False, loc="lower left")
+        ax.legend(
+            title="IoU", fontsize=8.5, title_fontsize=8.5, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)
+        )
     _unit_axes(ax, "recall", "precision")
     ax.set_title(title, fontsize=9.5, color=INK, loc="left")
     return f"{title}: precision–recall curves from IoU {float(ious[0]):.2f} to {float(ious[-1]):.2f}."
@@ -170,7 +173,7 @@ def plot_draws(ax: Axes, draws: Any, ap: float, interval: tuple[float, float], s
     ax.hist(points, bins=30, color=PALETTE[5], alpha=0.75)
     low, high = 100 * interval[0], 100 * interval[1]
     top = ax.get_ylim()[1]
-    ax.axvline(100 * ap, color=INK, linewidth=1.6)
+    ax.plot([100 * ap] * 2, [0, top], color=INK, linewidth=1.6)
     ax.plot([low, high], [1.06 * top] * 2, "|-", color=INK, markersize=9, linewidth=1.6)
     ax.annotate(f"{low:.1f} to {high:.1f}", (100 * ap, 1.06 * top), xytext=(0, 6), textcoords="offset points",
                 ha="center", fontsize=9, color=INK)  # fmt: skip
@@ -179,7 +182,7 @@ def plot_draws(ax: Axes, draws: Any, ap: float, interval: tuple[float, float], s
         ax.plot(spread, np.full(len(spread), 0.06 * top), "D", color=PALETTE[1], markersize=6, markeredgecolor="white",
                 label="spread of seeds, moved to the same mean")  # fmt: skip
         ax.legend(fontsize=8.5, frameon=False, loc="upper left")
-    ax.set_ylim(0, 1.28 * top)
+    ax.set_ylim(0, 1.4 * top)
     ax.set_yticks([])
     ax.set_xlabel("AP", fontsize=9, color=INK)
     tidy(ax, grid=None)
@@ -196,7 +199,12 @@ def plot_targets(ax: Axes, scores: Any, chances: Mapping[str, Any]) -> str:
 
 
 def plot_anchor_frequencies(
-    ax: Axes, curves: Mapping[str, Mapping[str, Any]], theory: Mapping[str, Callable[[Any], Any]], *, least: int = 100
+    ax: Axes,
+    curves: Mapping[str, Mapping[str, Any]],
+    theory: Mapping[str, Callable[[Any], Any]],
+    *,
+    title: str = "",
+    least: int = 100,
 ) -> str:
     """How often anchors of a score show the class, measured (dots) and from theory (lines), on axes in logits.
 
@@ -221,11 +229,12 @@ def plot_anchor_frequencies(
     ax.set_ylabel("share that shows the class", fontsize=9, color=INK)
     ax.legend(fontsize=8.5, frameon=False, loc="upper left")
     tidy(ax, grid="both")
+    ax.set_title(title, fontsize=9.5, color=INK, loc="left")
     return f"Share of anchors that show their class against their score, for {', '.join(curves)}."
 
 
 def plot_reliability(
-    ax: Axes, curves: Mapping[str, Mapping[str, Any]], *, title: str = "", least: int = 20, legend: bool = True
+    ax: Axes, curves: Mapping[str, Mapping[str, Any]], *, title: str = "", least: int = 10, legend: bool = True
 ) -> str:
     """Reliability diagram of detections: the share that is right against the mean score of a bin.
 
@@ -237,7 +246,8 @@ def plot_reliability(
     for (name, curve), colour in zip(curves.items(), PALETTE, strict=False):
         count, score, share = (np.asarray(curve[key], float) for key in ("count", "score", "precision"))
         kept = count >= least
-        ax.plot(score[kept], share[kept], "o-", color=colour, markersize=3.8, linewidth=1.3, label=name)
+        ax.plot(score[kept], share[kept], "-", color=colour, linewidth=0.9, alpha=0.5)
+        ax.plot(score[kept], share[kept], "o", color=colour, markersize=4.2, label=name)
     _unit_axes(ax, "mean score", "share that is right")
     if legend:
         ax.legend(fontsize=8.5, frameon=False, loc="upper left")
