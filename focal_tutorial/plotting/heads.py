@@ -27,7 +27,7 @@ def draw_head(ax: Axes, grids: Sequence[tuple[int, int]], channels: int, anchors
     """
     rows = anchors * sum(h * w for h, w in grids)
     for i, (h, w) in enumerate(grids):
-        side = 0.9 * 0.8**i
+        side = 0.98 * 0.9**i  # not to scale: the names must fit
         y = 4.3 - 0.98 * i
         ax.add_patch(Rectangle((-side, y - 0.28), 2 * side, 0.56, facecolor=LEVEL, edgecolor=MUTED, linewidth=1))
         ax.text(0, y, f"$P_{i + 3}$  {h} × {w}", ha="center", va="center", fontsize=8.5, color=INK)
@@ -43,7 +43,7 @@ def draw_head(ax: Axes, grids: Sequence[tuple[int, int]], channels: int, anchors
         _block(ax, (6.8, y), 0.95, f"3×3\n{width}", colour, 0.5)
         _arrow(ax, (7.85, y), (8.6, y))
         ax.text(8.7, y, what, fontsize=9, va="center", color=INK)
-    ax.set(xlim=(-1, 10.4), ylim=(-0.2, 5.1))
+    ax.set(xlim=(-1.05, 10.4), ylim=(-0.2, 5.1))
     ax.set_axis_off()
     return (
         f"{len(grids)} levels, each with arrows into the same two rows of five convolutions. Four have {channels} "
@@ -134,6 +134,9 @@ def plot_spikes(
         said.append(f"{name} from {flat.min():.3g} to {flat.max():.3g}")
     tidy(ax)
     ax.set(yscale="log", xlim=limits)
+    ax.set_ylim(bottom=0.7)
+    ax.tick_params(which="minor", length=0)
+    ax.ticklabel_format(axis="x", useOffset=False)
     ax.set_xlabel(xlabel, color=INK)
     ax.set_ylabel("how many", color=INK)
     ax.legend(fontsize=8.5)
@@ -167,6 +170,7 @@ def plot_start_loss(
         ax.text(mark, 1.01, f"{mark:g}", transform=ax.get_xaxis_transform(), ha="center", fontsize=8.5, color=MUTED)
     tidy(ax, grid="both")
     ax.set(xscale="log", yscale="log", xlim=(float(priors[0]), float(priors[-1])))
+    ax.tick_params(which="minor", length=0)
     ax.set_xlabel("prior π", color=INK)
     ax.set_ylabel("first loss per object", color=INK)
     ax.legend(fontsize=8.5)
