@@ -48,5 +48,5 @@ def test_shares_add_up_and_keep_their_colours(ax: Axes) -> None:
     assert widths[:2] == [0.75, 0.25] and sum(widths[2:]) == pytest.approx(1)
     colours = [to_hex(bar.get_facecolor()) for bar in ax.patches]
     assert colours[:2] == colours[2:4] and len(set(colours)) == 3
-    assert [text.get_text() for text in ax.texts] == ["body\n75%", "heads\n25%", "body\n25%", "heads\n74%"]
+    assert [text.get_text() for text in ax.texts] == ["75%", "25%", "25%", "74%"]
     assert "weights: body 75%, heads 25%" in alt

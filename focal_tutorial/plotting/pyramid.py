@@ -15,7 +15,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from focal_tutorial.plotting.images import as_picture
 from focal_tutorial.plotting.style import FOREGROUND, INK, MUTED, PALETTE, tidy
 
-SHARE_COLOURS = ("#8fa3b0", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+SHARE_COLOURS = (MUTED, "#0072b2", "#c24f00", "#007a5a")  # dark enough for white figures
+LEVEL_COLOURS = ("#54278f", "#756bb1", "#9e9ac8", "#bcbddc", "#dadaeb")
 
 
 class Field(NamedTuple):
@@ -78,9 +79,9 @@ def plot_energy(
     strength = F.avg_pool2d(torch.as_tensor(energy)[None, None].float(), cell, ceil_mode=True)[0, 0].sqrt()
     ax.imshow(picture.mean(2), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
     extent = (0, strength.shape[1] * cell, strength.shape[0] * cell, 0)
-    ax.imshow(strength.numpy(), cmap="magma", vmin=0, extent=extent, interpolation="bilinear", alpha=0.75)
+    ax.imshow(strength.numpy(), cmap="magma", vmin=0, extent=extent, interpolation="bilinear", alpha=0.68)
     y, x = centre
-    for length, colour, style in ((side, "white", "-"), (anchor, "#ff8c42", "--")):
+    for length, colour, style in ((side, "white", "-"), (anchor, "#4ee0b0", "--")):
         corner = (x - length / 2, y - length / 2)
         ax.add_patch(Rectangle(corner, length, length, fill=False, edgecolor=colour, linewidth=1.8, linestyle=style))
     ax.set(xlim=(0, width), ylim=(height, 0))
@@ -89,22 +90,29 @@ def plot_energy(
     return f"{title}: nine tenths of the gradient in a square of {side:.0f} px, beside an anchor of {anchor:.0f} px."
 
 
-def plot_shares(ax: Axes, rows: Mapping[str, Mapping[str, float]], *, least: float = 0.05) -> str:
-    """One bar a row, cut into its parts' shares of the row's sum; parts of at least `least` are named inside.
+def plot_shares(
+    ax: Axes,
+    rows: Mapping[str, Mapping[str, float]],
+    *,
+    colours: Sequence[str] = SHARE_COLOURS,
+    least: float = 0.05,
+) -> str:
+    """One bar a row, cut into its parts' shares of the row's sum; shares of at least `least` are written inside.
 
     Args:
         rows: per row its name and its parts, name → value. A part has the same colour in every row.
+        colours: one per part, in the order in which the names first appear.
     """
     names = list(dict.fromkeys(name for parts in rows.values() for name in parts))
-    colours = {name: SHARE_COLOURS[i % len(SHARE_COLOURS)] for i, name in enumerate(names)}
+    colour = {name: colours[i % len(colours)] for i, name in enumerate(names)}
     said = []
     for y, (row, parts) in enumerate(rows.items()):
         total, left = sum(parts.values()), 0.0
         for name, value in parts.items():
             share = value / total
-            ax.barh(y, share, 0.62, left=left, color=colours[name], edgecolor="white", linewidth=1.2)
+            ax.barh(y, share, 0.62, left=left, color=colour[name], edgecolor="white", linewidth=1.2)
             if share >= least:
-                words = ax.text(left + share / 2, y, f"{name}\n{share:.0%}", ha="center", va="center", fontsize=8.5)
+                words = ax.text(left + share / 2, y, f"{share:.0%}", ha="center", va="center", fontsize=9)
                 words.set(color="white", weight="bold")
             left += share
         said.append(f"{row}: " + ", ".join(f"{name} {value / total:.0%}" for name, value in parts.items()))
@@ -113,4 +121,6 @@ def plot_shares(ax: Axes, rows: Mapping[str, Mapping[str, float]], *, least: flo
     ax.set(xlim=(0, 1), xticks=())
     tidy(ax, grid=None)
     ax.spines[["left", "bottom"]].set_visible(False)
+    handles = [Patch(color=colour[name], label=name) for name in names]
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names), fontsize=8.5, handlelength=1)
     return f"Shares of {'; '.join(said)}."
