@@ -18,6 +18,7 @@ from focal_tutorial.plotting.average_precision import (
     WRONG,
     draw_errors,
     draw_scene,
+    legend_above,
     plot_anchor_frequencies,
     plot_ap_by_iou,
     plot_curves_by_iou,
@@ -114,12 +115,22 @@ def test_draws_show_their_interval_and_the_seeds_around_the_same_ap() -> None:
     assert plain.get_legend() is None
 
 
+def test_one_legend_serves_all_panels() -> None:
+    figure = Figure(layout="constrained")
+    axes = figure.subplots(1, 2)
+    for ax in axes:
+        plot_reliability(ax, {"a": CURVE, "b": CURVE})
+    legend_above(axes)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    assert all(ax.get_legend() is None for ax in axes)
+
+
 def test_what_scores_mean() -> None:
     ax = new_axes()
     alt = plot_targets(ax, [0, 0.5, 1], {"a": [0, 0.5, 1], "b": [0, 0.2, 1]})
     assert len(ax.lines) == 2 and alt.endswith("a, b.")
     ax = new_axes()
-    plot_reliability(ax, {"a": CURVE}, title="raw", legend=False)
+    plot_reliability(ax, {"a": CURVE}, title="raw")
     assert points(ax.lines[-1])[0] == [0.1, 0.9], "a bin of five detections says nothing"
     assert ax.get_legend() is None
     ax = new_axes()

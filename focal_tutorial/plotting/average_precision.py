@@ -47,11 +47,11 @@ def draw_scene(
         ax.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=colour, linewidth=1.8, linestyle=line, zorder=3))
         corner, ha, va = ((x, y), "left", "top") if verdict == 1 else ((x + w, y + h), "right", "bottom")
         ax.annotate(str(i + 1), corner, xytext=(2, -2) if verdict == 1 else (-2, 2), textcoords="offset points", ha=ha,
-                    va=va, fontsize=9, fontweight="bold", color=colour, zorder=4)  # fmt: skip
+                    va=va, fontsize=9.5, fontweight="bold", color=colour, zorder=4)  # fmt: skip
     ax.set(xlim=(-1, size[1] + 1), ylim=(size[0] + 1, -1), aspect="equal")
     ax.set_axis_off()
     counts = [f"{sum(v == kind for v in verdicts)} {name}" for kind, (name, *_) in VERDICTS.items() if kind in verdicts]
-    ax.set_title(title or ", ".join(counts), fontsize=9, color=INK, loc="left")
+    ax.set_title(title or ", ".join(counts), fontsize=9.5, color=INK, loc="left")
     return (
         f"{len(np.asarray(objects).reshape(-1, 4))} objects and {len(verdicts)} numbered frames: {', '.join(counts)}."
     )
@@ -66,7 +66,7 @@ def plot_points(ax: Axes, recall: Any, precision: Any, right: Sequence[bool]) ->
         ax.plot(x[i], y[i], "o" if ok else "X", color=colour, markersize=7, zorder=3)
         below = i > 0 and y[i] < y[i - 1]
         ax.annotate(str(i + 1), (x[i], y[i]), xytext=(-9 if not below else 5, 5 if not below else -11),
-                    textcoords="offset points", fontsize=9, color=colour)  # fmt: skip
+                    textcoords="offset points", fontsize=9.5, color=colour)  # fmt: skip
     _unit_axes(ax, "recall", "precision")
     return f"Precision against recall after each of {len(x)} detections; it ends at recall {x[-1]:.2f}."
 
@@ -89,8 +89,8 @@ def plot_levels(
     for (name, (at, values)), colour, size in zip(levels.items(), (PALETTE[1], INK), (7, 2.6), strict=False):
         ax.plot(at, values, "o", color=colour, markersize=size, label=name, zorder=3)
     _unit_axes(ax, "recall", "precision")
-    ax.legend(fontsize=8.5, frameon=False, loc="lower left")
-    ax.set_title(title, fontsize=9.5, color=INK, loc="left")
+    ax.legend(fontsize=9, frameon=False, loc="lower left")
+    ax.set_title(title, fontsize=10, color=INK, loc="left")
     return f"Raw curve and its envelope, read at the levels of {', '.join(levels)}."
 
 
@@ -102,9 +102,9 @@ def plot_ap_by_iou(ax: Axes, ious: Any, aps: Mapping[str, Any]) -> str:
         ax.plot(ious, points, "o-", color=PALETTE[i % len(PALETTE)], markersize=4, label=f"{name}  {points.mean():.1f}")
         said.append(f"{name} from {points[0]:.0f} to {points[-1]:.0f}")
     ax.set(ylim=(0, 102), xticks=np.linspace(0.5, 0.95, 10))
-    ax.set_xlabel("IoU that a detection must reach", fontsize=9, color=INK)
-    ax.set_ylabel("AP", fontsize=9, color=INK)
-    ax.legend(title="mean", fontsize=8.5, title_fontsize=8.5, frameon=False, loc="lower left")
+    ax.set_xlabel("IoU that a detection must reach", fontsize=9.5, color=INK)
+    ax.set_ylabel("AP", fontsize=9.5, color=INK)
+    ax.legend(title="mean", fontsize=9, title_fontsize=9, frameon=False, loc="lower left")
     tidy(ax)
     return f"AP falls with the IoU threshold: {', '.join(said)}."
 
@@ -122,11 +122,9 @@ def plot_curves_by_iou(ax: Axes, precision: Any, ious: Any, *, title: str = "", 
         named = labels and i % 3 == 0
         ax.plot(levels, curve, color=colours[i], linewidth=1.5, label=f"{iou:.2f}" if named else None)
     if labels:
-        ax.legend(
-            title="IoU", fontsize=8.5, title_fontsize=8.5, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)
-        )
+        ax.legend(title="IoU", fontsize=9, title_fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _unit_axes(ax, "recall", "precision")
-    ax.set_title(title, fontsize=9.5, color=INK, loc="left")
+    ax.set_title(title, fontsize=10, color=INK, loc="left")
     return f"{title}: precision–recall curves from IoU {float(ious[0]):.2f} to {float(ious[-1]):.2f}."
 
 
@@ -145,9 +143,9 @@ def draw_errors(ax: Axes, image: Any, boxes: Any, kinds: Sequence[str], *, title
             line = ":" if kind == "missed" else "-"
             draw_boxes(ax, None, corners[which], colours=colour, linestyle=line, linewidth=2.0, fontsize=0)
             ax.plot([], [], color=colour, linestyle=line, linewidth=3, label=f"{kind}: {which.sum()}")
-    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9, facecolor="#5f6c76", labelcolor="white",
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9.5, facecolor="#5f6c76", labelcolor="white",
               frameon=True, edgecolor="none")  # fmt: skip
-    ax.set_title(title, fontsize=9.5, color=INK, loc="left")
+    ax.set_title(title, fontsize=10, color=INK, loc="left")
     return ", ".join(f"{(names == kind).sum()} {kind}" for kind in ERROR_COLOURS)
 
 
@@ -158,11 +156,11 @@ def plot_error_costs(ax: Axes, gains: Mapping[str, float], counts: Mapping[str, 
     ax.barh(range(len(names)), values, 0.62, color=PALETTE[0])
     for i, name in enumerate(names):
         ax.annotate(f"{values[i]:.1f}   ({counts[name]:,})", (values[i], i), xytext=(5, 0), va="center",
-                    textcoords="offset points", fontsize=9, color=INK)  # fmt: skip
+                    textcoords="offset points", fontsize=9.5, color=INK)  # fmt: skip
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
     ax.set_xlim(0, 1.3 * max([*values, 1e-9]))
-    ax.set_xlabel("points of AP50 gained without them (how many there are)", fontsize=9, color=INK)
+    ax.set_xlabel("points of AP50 gained without them (how many there are)", fontsize=9.5, color=INK)
     tidy(ax, grid="x")
     return "Points of AP50 by kind of error: " + ", ".join(f"{n} {v:.1f}" for n, v in zip(names, values, strict=True))
 
@@ -176,15 +174,15 @@ def plot_draws(ax: Axes, draws: Any, ap: float, interval: tuple[float, float], s
     ax.plot([100 * ap] * 2, [0, top], color=INK, linewidth=1.6)
     ax.plot([low, high], [1.06 * top] * 2, "|-", color=INK, markersize=9, linewidth=1.6)
     ax.annotate(f"{low:.1f} to {high:.1f}", (100 * ap, 1.06 * top), xytext=(0, 6), textcoords="offset points",
-                ha="center", fontsize=9, color=INK)  # fmt: skip
+                ha="center", fontsize=9.5, color=INK)  # fmt: skip
     if len(seeds):
         spread = 100 * (np.asarray(seeds) - np.mean(seeds)) + 100 * ap
         ax.plot(spread, np.full(len(spread), 0.06 * top), "D", color=PALETTE[1], markersize=6, markeredgecolor="white",
                 label="spread of seeds, moved to the same mean")  # fmt: skip
-        ax.legend(fontsize=8.5, frameon=False, loc="upper left")
+        ax.legend(fontsize=9, frameon=False, loc="upper left")
     ax.set_ylim(0, 1.4 * top)
     ax.set_yticks([])
-    ax.set_xlabel("AP", fontsize=9, color=INK)
+    ax.set_xlabel("AP", fontsize=9.5, color=INK)
     tidy(ax, grid=None)
     return f"AP over random draws of the images: nineteen in twenty lie between {low:.1f} and {high:.1f}."
 
@@ -194,7 +192,7 @@ def plot_targets(ax: Axes, scores: Any, chances: Mapping[str, Any]) -> str:
     for (name, values), colour in zip(chances.items(), PALETTE, strict=False):
         ax.plot(scores, values, color=colour, linewidth=1.8, label=name)
     _unit_axes(ax, "score", "chance of “yes”")
-    ax.legend(fontsize=8.5, frameon=False, loc="upper left")
+    ax.legend(fontsize=9, frameon=False, loc="upper left")
     return f"The chance behind a score for {', '.join(chances)}."
 
 
@@ -225,17 +223,15 @@ def plot_anchor_frequencies(
         axis.set_ticks(_logit(shown))
         axis.set_major_formatter(words)
     ax.set(xlim=(-6.3, 6.3), ylim=(-9.8, 8))
-    ax.set_xlabel("score of the anchor", fontsize=9, color=INK)
-    ax.set_ylabel("share that shows the class", fontsize=9, color=INK)
-    ax.legend(fontsize=8.5, frameon=False, loc="upper left")
+    ax.set_xlabel("score of the anchor", fontsize=9.5, color=INK)
+    ax.set_ylabel("share that shows the class", fontsize=9.5, color=INK)
+    ax.label_outer()
     tidy(ax, grid="both")
-    ax.set_title(title, fontsize=9.5, color=INK, loc="left")
+    ax.set_title(title, fontsize=10, color=INK, loc="left")
     return f"Share of anchors that show their class against their score, for {', '.join(curves)}."
 
 
-def plot_reliability(
-    ax: Axes, curves: Mapping[str, Mapping[str, Any]], *, title: str = "", least: int = 10, legend: bool = True
-) -> str:
+def plot_reliability(ax: Axes, curves: Mapping[str, Mapping[str, Any]], *, title: str = "", least: int = 10) -> str:
     """Reliability diagram of detections: the share that is right against the mean score of a bin.
 
     Args:
@@ -249,10 +245,16 @@ def plot_reliability(
         ax.plot(score[kept], share[kept], "-", color=colour, linewidth=0.9, alpha=0.5)
         ax.plot(score[kept], share[kept], "o", color=colour, markersize=4.2, label=name)
     _unit_axes(ax, "mean score", "share that is right")
-    if legend:
-        ax.legend(fontsize=8.5, frameon=False, loc="upper left")
-    ax.set_title(title, fontsize=9.5, color=INK, loc="left")
+    ax.set_title(title, fontsize=10, color=INK, loc="left")
     return f"{title}: share of right detections against score, for {', '.join(curves)}."
+
+
+def legend_above(axes: Sequence[Axes]) -> None:
+    """One legend for panels that show the same things, above them all; for figures with a constrained layout."""
+    handles, names = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(
+        handles, names, loc="outside upper center", ncols=2, fontsize=9, frameon=False, columnspacing=3
+    )
 
 
 def _logit(p: Any) -> Any:
@@ -261,6 +263,7 @@ def _logit(p: Any) -> Any:
 
 def _unit_axes(ax: Axes, x: str, y: str) -> None:
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.05))
-    ax.set_xlabel(x, fontsize=9, color=INK)
-    ax.set_ylabel(y, fontsize=9, color=INK)
+    ax.set_xlabel(x, fontsize=9.5, color=INK)
+    ax.set_ylabel(y, fontsize=9.5, color=INK)
+    ax.label_outer()  # of several panels in a row the first one says it
     tidy(ax, grid="both")
