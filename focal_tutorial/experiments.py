@@ -154,7 +154,7 @@ EXPERIMENTS = {
         {"cpu": calibration_recipe("cpu")}, {"cpu": 15},
     ),
     "throughput": Experiment(
-        "speed and memory of training, setting by setting", run_throughput, THROUGHPUT_RECIPES, {"cpu": 2.5, "gpu": 6}
+        "speed and memory of training, setting by setting", run_throughput, THROUGHPUT_RECIPES, {"cpu": 2, "gpu": 6}
     ),
     "precision": Experiment(
         "the same training in float32 and under bf16 autocast", run_precision,
