@@ -128,6 +128,8 @@ def measure_training(
     torch.backends.cudnn.allow_tf32 = tf32
     try:
         with computing(TrainConfig(model=builder, threads=threads)):
+            if target_device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(target_device)
             before = peak_memory(target_device)
             torch.manual_seed(seed)
             options = {"canvas": size, **(model_options or {})}
