@@ -54,7 +54,7 @@ def test_a_scene_colours_frames_by_verdict_and_hatches_crowds() -> None:
     assert [frames(ax, c) for c in (RIGHT, WRONG, UNCOUNTED)] == [[tuple(box)] for box in boxes]
     assert [patch.get_hatch() for patch in ax.patches if isinstance(patch, Rectangle)][1:3] == [None, "///"]
     assert [text.get_text() for text in ax.texts] == ["1", "2", "3"]
-    assert alt == "2 objects and 3 numbered frames: 1 right, 1 wrong, 1 does not count."
+    assert alt == "2 objects and 3 numbered frames: 1 right, 1 wrong, 1 not counted."
 
 
 def test_points_stand_where_they_were_measured() -> None:

@@ -15,7 +15,7 @@ from focal_tutorial.plotting.images import draw_boxes
 from focal_tutorial.plotting.style import INK, MUTED, PALETTE, tidy
 
 RIGHT, WRONG, UNCOUNTED = PALETTE[2], PALETTE[1], MUTED
-VERDICTS = {1: ("right", RIGHT, "-"), 0: ("wrong", WRONG, "--"), -1: ("does not count", UNCOUNTED, ":")}
+VERDICTS = {1: ("right", RIGHT, "-"), 0: ("wrong", WRONG, "--"), -1: ("not counted", UNCOUNTED, ":")}
 ERROR_COLOURS = {"twice": "#ff8fd0", "class": "#56b4e9", "place": "#ff8c42", "nothing": "#f0e442", "missed": "#ffffff"}
 
 
