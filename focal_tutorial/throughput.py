@@ -112,10 +112,10 @@ def measure_training(
         model_options: of the builder.
 
     Returns:
-        "seconds" a step: `{"median", "low", "high"}` with quartiles; "images_per_second" (of the median);
-        "first_step_seconds", with what is done once, such as compiling; "peak_memory_mib" (torch's on CUDA, the
-        process's on the CPU); "memory_before_mib", the same before there was a model; "kept_mib", see
-        `kept_for_backward`, if not compiled; and "parts", milliseconds of each (medians), if asked for.
+        A dictionary with "seconds" a step (`{"median", "low", "high"}`, with quartiles), "images_per_second" (of the
+        median), "first_step_seconds" (with what is done once, such as compiling), "peak_memory_mib" (torch's on CUDA,
+        the process's on the CPU), "memory_before_mib" (the same before there was a model), "kept_mib" (see
+        `kept_for_backward`; not if compiled) and, if asked for, "parts" (milliseconds of each, medians).
 
     Raises:
         RuntimeError: what torch raises: out of memory, no compiler.

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -30,8 +30,6 @@ from focal_tutorial.results import peak_memory
 from focal_tutorial.retinanet import RetinaNet
 from focal_tutorial.throughput import measure_training
 from focal_tutorial.train import TrainConfig, train
-
-T = TypeVar("T")
 
 _TINY: dict[str, Any] = {  # chapter 14's on the CPU
     "builder": "retinanet_tiny", "size": (240, 320), "batch": 4, "num_classes": 3,
@@ -96,14 +94,14 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def in_new_process(function: Callable[..., T], *arguments: Any, **named: Any) -> T:
+def in_new_process(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """`function(*arguments, **named)` in a fresh process, with empty caches for what torch compiles.
 
     Args:
         function: at the top of a module that can be imported; what it takes and returns must be picklable.
 
     Raises:
-        BrokenProcessPool: a RuntimeError, when the process dies, as it does when the memory of the machine is used up.
+        RuntimeError: (BrokenProcessPool) when the process dies, as it does when the machine's memory is used up.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         new = multiprocessing.get_context("spawn")
