@@ -167,7 +167,7 @@ def _start(head: nn.Module) -> list[str]:
 def _initial_weight(weight: Tensor) -> str:
     mean, std = weight.mean().item(), weight.std().item()
     if abs(std / 0.01 - 1) > 0.02 or abs(mean) > 0.0005:  # 82,944 numbers at least: a standard error of 0.25 %
-        return f"weights with mean {mean:.4f} and standard deviation {std:.4f}; 0 and 0.0100 wanted"
+        return f"weights with mean {round(mean, 4) + 0.0:.4f} and standard deviation {std:.4f}; 0 and 0.0100 wanted"
     if weight.abs().max() < 3 * std:  # of so many normal numbers, one is beyond 4
         return f"weights with none beyond {weight.abs().max() / std:.1f} standard deviations; a normal law wanted"
     return ""
