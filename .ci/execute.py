@@ -56,6 +56,7 @@ def execute(path: Path) -> dict[str, int]:
         timeout=1800,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # prints that arrive in pieces are one output on the page
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     measured = {"seconds": round(time.perf_counter() - start), "mib": int(notebook.cells.pop().outputs[0].text)}
