@@ -166,7 +166,7 @@ def retinanet_resnet50_fpn(
     trainable: int | None = None,
     **options: Any,
 ) -> RetinaNet:
-    """RetinaNet on ResNet-50, the paper's; 37,915,572 parameters at 80 classes.
+    """RetinaNet on ResNet-50, the paper's; 37,915,572 parameters at 80 classes with frozen batch norm.
 
     Args:
         num_classes: K. By default that of `weights`, else COCO's 80. Other than that of `weights`: everything but the
