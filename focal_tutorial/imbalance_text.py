@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from focal_tutorial.imbalance import ImbalanceReport
     from focal_tutorial.imbalance_counts import Spread
 
-WIDTH = 98
+WIDTH = 84  # of wrapped sentences: the widest output that a page of the book shows whole
 LISTED_CLASSES = 40  # classes in the text, those with most boxes
 LISTED = 8  # unreached boxes in the text; the JSON has more
 
@@ -253,8 +253,8 @@ def _unreached(report: ImbalanceReport) -> str:
         f"({percent(report.unreached, report.boxes)})",
         f"  why: {reasons}",
         f"  by COCO size: {sizes}",
-        f"  the best-anchor rule would give an anchor to {report.rescued[f'{low:g}']:,} of them from IoU {low:g} "
-        f"(Detectron), to {report.rescued['0']:,} at any",
+        f"  the best-anchor rule would rescue {report.rescued[f'{low:g}']:,} of them from IoU {low:g} (Detectron), "
+        f"{report.rescued['0']:,} at any IoU",
         "",
     ]
     rows = [["what would reach them", "anchors per image", "out of reach"]]

@@ -1,5 +1,8 @@
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
@@ -80,6 +83,29 @@ def test_the_chunk_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -
     whole = match_anchors(ANCHORS, boxes, low_quality_iou=0.4)
     monkeypatch.setattr(matching, "CHUNK", 7)
     assert torch.equal(match_anchors(ANCHORS, boxes, low_quality_iou=0.4), whole)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the bytes of the largest tensor that an operation returns."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(tensor, torch.Tensor):
+                self.size = max(self.size, tensor.untyped_storage().nbytes())
+        return made
+
+
+def test_memory_does_not_grow_with_the_boxes() -> None:
+    """Chapter 8's figures, measured: no tensor is larger than CHUNK × R, and torchvision's IoU needs two of M × R."""
+    anchors, boxes = torch.empty(201_600, 4, device="meta"), torch.empty(1000, 4, device="meta")
+    expected = {pairwise_iou: 1000, match_anchors: matching.CHUNK, box_iou: 2 * 1000}
+    for function, rows in expected.items():
+        with LargestTensor() as largest:
+            function(*((anchors, boxes) if function is match_anchors else (boxes, anchors)))
+        assert largest.size == rows * 201_600 * 4, function.__name__
 
 
 def test_wrong_arguments_are_named() -> None:
