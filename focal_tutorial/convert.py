@@ -18,6 +18,7 @@ from focal_tutorial.data.coco import load_json
 from focal_tutorial.data.coco_images import check_categories
 from focal_tutorial.errors import InputError
 from focal_tutorial.retinanet import RetinaNet, build_model, retinanet_resnet50_fpn
+from focal_tutorial.weights import COCO_V1_FILE, read_weights
 
 LAST = "head.classification.predict."
 
@@ -56,8 +57,14 @@ def coco_columns() -> dict[int, str]:
     return {column: name for column, name in enumerate(names) if name not in ("__background__", "N/A")}
 
 
-def columns_of(num_columns: int, annotation_file: str | Path | None = None) -> dict[int, str]:
+def columns_of(
+    num_columns: int, annotation_file: str | Path | None = None, *, coco_weights: bool = False
+) -> dict[int, str]:
     """Category id → name of the columns to keep: those of the annotation file, or else COCO's.
+
+    Args:
+        num_columns: of the weights; 91 alone does not make them COCO's, as torchvision's script trains 91 on any data.
+        coco_weights: known to be trained on COCO, so that the file must call its categories as COCO does.
 
     Raises:
         InputError: where the file's categories cannot be these columns.
@@ -74,7 +81,7 @@ def columns_of(num_columns: int, annotation_file: str | Path | None = None) -> d
     columns = {category["id"]: category["name"] for category in categories}
     if not columns or not all(0 <= column < num_columns for column in columns):
         raise InputError(f"{annotation_file}: category ids in 0…{num_columns - 1}, the weights' columns, wanted")
-    other = [k for k, name in columns.items() if num_columns == max(coco) + 1 and coco.get(k) != name]
+    other = [k for k, name in columns.items() if coco_weights and coco.get(k) != name]
     if other:
         raise InputError(
             f"{annotation_file} calls category {other[0]} {columns[other[0]]!r}, but in COCO's weights that column is "
@@ -89,7 +96,7 @@ def convert_weights(
     """Write torchvision's `retinanet_resnet50_fpn` weights as a checkpoint that `load_checkpoint` reads.
 
     Args:
-        weights: "COCO_V1" (downloaded by torchvision) or a file of its state dict.
+        weights: "COCO_V1" (downloaded by torchvision), or a file of its state dict or of its training script.
         out: the checkpoint to write.
         annotation_file: COCO JSON whose category ids are the columns and give the names; by default COCO's 80.
 
@@ -99,10 +106,14 @@ def convert_weights(
     Raises:
         InputError: where the weights cannot be read, do not fit the categories, or `out` cannot be written.
     """
+    if weights != "COCO_V1" and not read_weights(weights, "resnet50").from_torchvision:
+        raise InputError(
+            f"{weights}: a state dict of torchvision's retinanet_resnet50_fpn wanted; "
+            "a checkpoint of this package needs no conversion"
+        )
     full = retinanet_resnet50_fpn(weights=weights)
-    if full.options.p6_from != "P5":
-        raise InputError(f"{weights}: a state dict of torchvision's retinanet_resnet50_fpn wanted")
-    columns = columns_of(full.num_classes, annotation_file)
+    coco_weights = weights == "COCO_V1" or Path(weights).name.startswith(COCO_V1_FILE)
+    columns = columns_of(full.num_classes, annotation_file, coco_weights=coco_weights)
     model = keep_classes(full, list(columns), list(columns.values())).eval()
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     state: dict[str, dict[str, torch.Tensor] | object] = {

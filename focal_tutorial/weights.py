@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import struct
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,8 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise InputError(f"weights: no such file and no known name: {path} (known: 'COCO_V1')")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # torchvision's scripts save their arguments, too
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message advises to switch this protection off
         raise InputError(
             f"{path} is refused as weights: it holds more than tensors and plain values, or is no file of torch.save; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,11 @@ def test_columns_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="category ids in 0…5"):
         columns_of(6, categories(tmp_path / "a.json", IDS))
     with pytest.raises(InputError, match=r"category 1 'RBC'.*'person'"):
-        columns_of(91, categories(tmp_path / "b.json", {1: "RBC"}))
-    with pytest.raises(InputError, match="'not used'"):
-        columns_of(91, categories(tmp_path / "c.json", {12: "street sign"}))
+        columns_of(91, categories(tmp_path / "b.json", {1: "RBC"}), coco_weights=True)
+    with pytest.raises(InputError, match="not used"):
+        columns_of(91, categories(tmp_path / "c.json", {12: "street sign"}), coco_weights=True)
+    own = columns_of(91, categories(tmp_path / "d.json", {1: "RBC"}))
+    assert own == {1: "RBC"}, "91 columns of one's own data are not COCO's"
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +131,25 @@ def test_evaluate_and_predict_take_it(
     assert 6 in found and found <= {1, 6}
 
 
-def test_weights_that_cannot_be_converted(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_of_torchvisions_script_is_taken(data: Path, tmp_path: Path) -> None:
+    """Beside the weights it holds the script's arguments, which `weights_only` alone refuses."""
+    script = {"model": torch.load(data / "weights.pth"), "optimizer": {}, "args": Namespace(lr=0.01), "epoch": 25}
+    torch.save(script, tmp_path / "model_25.pth")
+    model = convert_weights(tmp_path / "model_25.pth", tmp_path / "c.pt", data / "truth.json")
+    assert model.class_names == ["person", "car", "bus"]
+
+
+def test_own_classes_in_weights_that_are_coco_s(tmp_path: Path) -> None:
+    theirs = torchvision_retinanet(weights=None, weights_backbone=None)
+    own = categories(tmp_path / "own.json", {1: "RBC"})
+    torch.save(theirs.state_dict(), tmp_path / "retinanet_resnet50_fpn_coco-1.pth")
+    with pytest.raises(InputError, match=r"category 1 'RBC'.*'person'"):
+        convert_weights(tmp_path / "retinanet_resnet50_fpn_coco-1.pth", tmp_path / "c.pt", own)
+
+
+def test_weights_that_cannot_be_converted(
+    data: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = f"{tmp_path}/c.pt"
     for words, message in (
         ([f"{data}/weights.pth", out], "7 columns"),
@@ -140,4 +161,6 @@ def test_weights_that_cannot_be_converted(data: Path, tmp_path: Path, capsys: py
     torch.save(retinanet_resnet50_fpn(7).state_dict(), tmp_path / "ours.pth")
     with pytest.raises(InputError, match="torchvision"):
         convert_weights(tmp_path / "ours.pth", out, data / "truth.json")
+    with pytest.raises(InputError, match="needs no conversion"):
+        convert_weights(checkpoint, out, data / "truth.json")
     assert not Path(out).exists()
