@@ -81,10 +81,10 @@ def run_rate(
     """One short training and what became of it.
 
     Returns:
-        "diverged_step": of the first loss that is not finite, else None; "losses": up to there, a mean for each
-        `BLOCK`; "metrics": "survived" (1 or 0); and where it survived "final_loss" (mean of the last 20 steps), "AP",
-        "AP_any_score" (without a score threshold) on the test images, and "spread", see `logit_spread`. A run that
-        did not survive detects nothing: both AP are 0.
+        A dictionary. "diverged_step" is that of the first loss that is not finite, or None; "losses" go up to there,
+        a mean for each `BLOCK`; "metrics" holds "survived" (1 or 0) and, where it survived, "final_loss" (mean of the
+        last 20 steps), "AP", "AP_any_score" (without a score threshold) on the test images, and "spread", see
+        `logit_spread`. A run that did not survive detects nothing: both AP are 0.
     """
     config = comparison_config(profile, lr, seed, out, **{**CONSTANT, **TREATMENTS[treatment], **changes})
     shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped
