@@ -58,6 +58,8 @@ def _levels(n: int, channels: int, grids: Sequence[tuple[int, int]] = GRIDS) -> 
 
 def _shapes(build: Build) -> list[str]:
     """Whether the head can be called, what comes out, and whether it leaves its input alone; the first thing off."""
+    if isinstance(build, nn.Module):
+        return ["calling: the class itself is wanted, check_head(Head), and not a head made from it"]
     n, (c, a, k), grids = 2, SMALL, (*GRIDS, (1, 2), (1, 1))
     setting = f"N={n}, C={c}, A={a}, K={k}, grids {list(grids)}"
     levels = _levels(n, c, grids)
@@ -103,7 +105,7 @@ def _subnets(head: nn.Module, levels: list[Tensor]) -> tuple[list[nn.Conv2d], li
 
 
 def _reached(out: Tensor, parameters: list[nn.Parameter]) -> set[int]:
-    if not out.requires_grad:
+    if not (out.requires_grad and parameters):
         return set()
     grads = torch.autograd.grad(out.sum(), parameters, retain_graph=True, allow_unused=True)
     return {id(p) for p, g in zip(parameters, grads, strict=True) if g is not None}
@@ -134,7 +136,9 @@ def _convolutions(name: str, convs: list[nn.Conv2d], c: int, width: int) -> list
     if len(set(map(id, convs))) < len(convs):
         return [f"{name}: a convolution is called twice for one level; each should have weights of its own"]
     if len(convs) != 5:
-        return [f"{name}: 4 + 1 convolutions (nn.Conv2d) wanted, {len(convs)} found on the way back from its output"]
+        hidden = "; a plain list hides its modules, nn.ModuleList does not" if len(convs) < 5 else ""
+        found = f"{len(convs)} found on the way back from its output"
+        return [f"{name}: 4 + 1 convolutions (nn.Conv2d) wanted, {found}{hidden}"]
     for i, (conv, out) in enumerate(zip(convs, (c, c, c, c, width), strict=True), 1):
         where = f"{name}, convolution {i}:"
         if conv.kernel_size != (3, 3) or conv.stride != (1, 1) or conv.dilation != (1, 1) or conv.groups != 1:
@@ -257,7 +261,7 @@ ORDERS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "the grid column by column; it goes row by row": (
         lambda x, w: _split(x, w).permute(0, 4, 3, 1, 2).reshape(len(x), -1, w)
     ),
-    "channel k·A + a is taken for class k of anchor a; it is channel a·K + k": (
+    "channel k·A + a is taken for number k of anchor a; it is channel a·K + k": (
         lambda x, w: x.reshape(len(x), w, -1, *x.shape[2:]).permute(0, 3, 4, 2, 1).reshape(len(x), -1, w)
     ),
 }

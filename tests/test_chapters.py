@@ -103,7 +103,8 @@ def exercise_problems(cells: list[Any]) -> list[str]:
         (asked, _), (solved, body) = where["exercise", name], where["solution", name]
         if ":class: dropdown" not in body:
             problems.append(f"{name}: the solution is not folded")
-        checks = re.findall(r"^def (check_\w+)\(", "\n".join(c.source for c in cells[asked + 1 : solved]), re.MULTILINE)
+        given = "\n".join(c.source for c in cells[asked + 1 : solved])
+        checks = re.findall(r"^(?:def|from focal_tutorial\.checks import) (check_\w+)", given, re.MULTILINE)
         answer = cells[solved + 1] if solved + 1 < len(cells) else None
         if not checks:
             problems.append(f"{name}: no check_… function between exercise and solution")
@@ -150,6 +151,7 @@ def example_exercise(**changes: Any) -> list[Any]:
     ("changes", "problem"),
     [
         ({}, None),
+        ({"check": "from focal_tutorial.checks import check_sum"}, None),
         ({"solve": "Two."}, "no solution"),
         ({"ask": "What is 1 + 1?"}, "a solution of no exercise"),
         ({"solve": "````{solution} ex-1-sum\n\nTwo.\n````"}, "not folded"),

@@ -80,8 +80,34 @@ class LayerByLayer(Plain):
         return torch.cat([self.rows(convs[-1](x), width) for x in levels], dim=1)
 
 
+class ByName(nn.Module):
+    """Convolutions under names, a clamp for the ReLU, and rows written into tensors that are made first."""
+
+    def __init__(self, c: int, a: int, k: int) -> None:
+        super().__init__()
+        self.a, self.k = a, k
+        for side, width in (("c", k), ("b", 4)):
+            for i in range(5):
+                conv = nn.Conv2d(256 if i else c, a * width if i == 4 else 256, (3, 3), padding="same")
+                conv.weight.data.normal_(0, 0.01)
+                conv.bias.data.fill_(math.log(0.01 / 0.99) if side == "c" and i == 4 else 0)  # type: ignore[union-attr]
+                self.add_module(f"{side}{i}", conv)
+
+    def forward(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
+        n, sizes = len(levels[0]), [self.a * x[0, 0].numel() for x in levels]
+        outs = levels[0].new_empty(n, sum(sizes), self.k), levels[0].new_empty(n, sum(sizes), 4)
+        for side, out in zip("bc", outs[::-1], strict=True):  # boxes first
+            row = 0
+            for y, size in zip(levels, sizes, strict=True):
+                for i in range(5):
+                    y = self.get_submodule(f"{side}{i}")(y if i == 0 else y.clamp(min=0))
+                out[:, row : row + size] = y.permute(0, 2, 3, 1).reshape(n, size, -1)
+                row += size
+        return outs
+
+
 @pytest.mark.parametrize(
-    "build", [RetinaNetHead, Plain, LayerByLayer, Torchvision, lambda *sizes: RetinaNetHead(*sizes)]
+    "build", [RetinaNetHead, Plain, LayerByLayer, ByName, Torchvision, lambda *sizes: RetinaNetHead(*sizes)]
 )
 def test_right_heads_pass(build: Callable[..., nn.Module]) -> None:
     assert check_head(build).startswith("right")
@@ -187,6 +213,7 @@ class UniformInit(Plain):
 class VarianceForStd(Plain):
     def start(self, weight: Tensor) -> None:
         nn.init.normal_(weight, std=0.1)
+        weight.data *= 0.1 / weight.data.std()  # to the last digit that the message has
 
 
 @wrong("sigmoid after the last convolution")
@@ -299,6 +326,20 @@ class Shallow(Plain):
 @wrong("4 + 1 convolutions (nn.Conv2d) wanted, 6 found")
 class Deep(Plain):
     depth = 5
+
+
+@wrong("4 + 1 convolutions (nn.Conv2d) wanted, 1 found on the way back from its output; a plain list hides")
+class TowerInAList(Plain):
+    def subnet(self, c: int, out: int, bias: float) -> list[nn.Module]:  # type: ignore[override]
+        convs = super().subnet(c, out, bias)
+        self.add_module(f"last{out}", convs[-1])
+        return list(convs)
+
+
+@wrong("4 + 1 convolutions (nn.Conv2d) wanted, 0 found on the way back from its output; a plain list hides")
+class AllInLists(Plain):
+    def subnet(self, c: int, out: int, bias: float) -> list[nn.Module]:  # type: ignore[override]
+        return list(super().subnet(c, out, bias))
 
 
 @wrong("called twice")
@@ -414,6 +455,7 @@ class FineLevelsOnly(Plain):
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_heads_fail_for_their_own_reason(name: str) -> None:
+    torch.manual_seed(0)
     build, reason = WRONG[name]
     with pytest.raises(AssertionError) as caught:
         check_head(build)
@@ -433,6 +475,11 @@ def test_wrong_heads_fail_for_their_own_reason(name: str) -> None:
 def test_the_packages_head_with_other_options_is_another_head(options: dict[str, object], reason: str) -> None:
     with pytest.raises(AssertionError, match=reason):
         check_head(partial(RetinaNetHead, **options))  # type: ignore[arg-type]
+
+
+def test_a_head_in_place_of_its_class_is_named() -> None:
+    with pytest.raises(AssertionError, match="the class itself is wanted"):
+        check_head(Plain(256, 9, 80))
 
 
 def test_several_faults_come_together() -> None:
