@@ -45,8 +45,8 @@ def kept_for_backward(
 ) -> float:
     """MiB that the forward pass of a training step keeps for the backward pass, the weights themselves not counted.
 
-    It is what a larger batch needs more of, and it is the same on every device: a count of tensors, not of what an
-    allocator or the system hands out.
+    It is what a larger batch needs more of: a count of tensors, not of what an allocator or the system hands out. In
+    float32 it is the same on every device; what autocast rounds differs (on CUDA it computes GroupNorm in float32).
 
     Args:
         model: in training mode, not compiled.

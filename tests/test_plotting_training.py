@@ -37,6 +37,7 @@ def test_schedules_are_lines_over_steps() -> None:
     assert list(ax.lines[0].get_xdata()) == [0, 30, 60]
     assert ax.lines[0].get_color() != ax.lines[1].get_color()
     assert "step up to 0.01, 0.001 at the end" in alt
+    assert ax.xaxis.get_major_formatter()(60_000) == "60,000"
 
 
 def test_padding_is_counted_and_shown() -> None:

@@ -53,6 +53,7 @@ def plot_schedule(ax: Axes, rates: Mapping[str, Sequence[float]], *, every: int 
         at = [every * step for step in range(len(values))]
         ax.plot(at, values, color=PALETTE[i], linestyle=("-", (0, (5, 2)))[i % 2], label=name)
     ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.set_xlabel("step", fontsize=8.5, color=INK)
     ax.set_ylabel("learning rate", fontsize=8.5, color=INK)
     ax.legend(fontsize=8.5)
