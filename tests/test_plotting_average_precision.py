@@ -20,7 +20,6 @@ from focal_tutorial.plotting.average_precision import (
     draw_scene,
     legend_above,
     plot_anchor_frequencies,
-    plot_ap_by_iou,
     plot_curves_by_iou,
     plot_draws,
     plot_error_costs,
@@ -74,10 +73,6 @@ def test_the_envelope_never_rises_and_ends_at_zero() -> None:
 
 def test_curves_by_iou() -> None:
     ious = np.linspace(0.5, 0.95, 10)
-    ax = new_axes()
-    alt = plot_ap_by_iou(ax, ious, {"cell": np.linspace(0.9, 0, 10), "dog": np.full(10, 0.5)})
-    assert ax.get_legend_handles_labels()[1] == ["cell  45.0", "dog  50.0"]
-    assert alt == "AP falls with the IoU threshold: cell from 90 to 0, dog from 50 to 50."
     ax = new_axes()
     plot_curves_by_iou(ax, np.ones((10, 101)), ious, title="cell")
     assert len(ax.lines) == 10 and ax.get_legend_handles_labels()[1] == ["0.50", "0.65", "0.80", "0.95"]

@@ -94,21 +94,6 @@ def plot_levels(
     return f"Raw curve and its envelope, read at the levels of {', '.join(levels)}."
 
 
-def plot_ap_by_iou(ax: Axes, ious: Any, aps: Mapping[str, Any]) -> str:
-    """AP (0 … 1, drawn in points) at each IoU threshold, a line per class, its mean in the legend."""
-    said = []
-    for i, (name, values) in enumerate(aps.items()):
-        points = 100 * np.asarray(values, float)
-        ax.plot(ious, points, "o-", color=PALETTE[i % len(PALETTE)], markersize=4, label=f"{name}  {points.mean():.1f}")
-        said.append(f"{name} from {points[0]:.0f} to {points[-1]:.0f}")
-    ax.set(ylim=(0, 102), xticks=np.linspace(0.5, 0.95, 10))
-    ax.set_xlabel("IoU that a detection must reach", fontsize=9.5, color=INK)
-    ax.set_ylabel("AP", fontsize=9.5, color=INK)
-    ax.legend(title="mean", fontsize=9, title_fontsize=9, frameon=False, loc="lower left")
-    tidy(ax)
-    return f"AP falls with the IoU threshold: {', '.join(said)}."
-
-
 def plot_curves_by_iou(ax: Axes, precision: Any, ious: Any, *, title: str = "", labels: bool = True) -> str:
     """One precision–recall curve for each IoU threshold, dark for lenient ones.
 
