@@ -20,7 +20,7 @@ STAGE_CHANNELS = {3: 512, 4: 1024, 5: 2048}  # of a ResNet-50 or 101
 INK, MUTED, BLUE, ORANGE, GREEN, CARD = "#22303a", "#52616c", "#0b5f8a", "#c24f00", "#007a5a", "#f2f6f8"
 TINTS = {BLUE: "#d3e4ee", ORANGE: "#fbe3d3", GREEN: "#d3ede4", MUTED: "#dfe5e9"}
 ROWS = {7: 56, 6: 106, 5: 162, 4: 232, 3: 334}  # the height at which each level stands
-BODY_X, SUM_X, PYRAMID_X, TABLE_X, BUS_X = 112, 208, 302, 358, 484
+BODY_X, SUM_X, PYRAMID_X, TABLE_X, BUS_X, TRAINING_X = 112, 208, 302, 358, 484, 392
 
 OPTIONS, ANCHORS = Options(), AnchorGenerator()
 GRIDS = dict(zip(ANCHORS.levels, ANCHORS.grid_sizes(IMAGE_SIZE), strict=True))
@@ -94,6 +94,10 @@ def pyramid() -> list[str]:
         parts.append(text(TABLE_X, y - 3, f"P{level}", size=13, bold=True, fill=BLUE))
         parts.append(text(TABLE_X + 24, y - 3, f"stride {ANCHORS.strides[level - 3]}", fill=MUTED))
         parts.append(text(TABLE_X + 24, y + 12, f"{rows} × {columns}"))
+        edge = PYRAMID_X + rows / 2 + 9
+        if edge < TABLE_X - 15:  # from the box to its label, where they stand apart
+            dots = f'stroke="{MUTED}" stroke-dasharray="2 3"'
+            parts.append(f'<path d="M{edge:g} {y}H{TABLE_X - 5}" fill="none" {dots}/>')
         if level <= 5:
             out = BODY_X + rows / 2 + 2 * level
             parts.append(arrow(f"M{out:g} {y}H{SUM_X - 12}"))
@@ -105,6 +109,7 @@ def pyramid() -> list[str]:
                 f'<g transform="translate({SUM_X} {y})"><circle r="{8 if sign else 4}" fill="#fff" stroke="{INK}" '
                 f'stroke-width="1.4"/><path d="{sign}" stroke="{INK}" stroke-width="1.4"/></g>'
             )
+            parts.append(text(SUM_X + 11, y + 19, f"M{level}", bold=True))
         if level < 5:
             parts.append(arrow(f"M{SUM_X} {ROWS[level + 1] + (8 if level < 4 else 4)}V{y - 12}"))
             parts.append(text(SUM_X + 8, (ROWS[level + 1] + y) / 2 + 4, "×2", fill=MUTED))
@@ -158,21 +163,23 @@ def subnets() -> list[str]:
     ]
 
 
-def steps(x: float, name: str, rows: list[tuple[str, str, str, str]]) -> list[str]:
-    """A card of what follows: each step's name and what it does."""
+def steps(x: float, name: str, rows: list[tuple[str, str, list[str]]]) -> list[str]:
+    """A card of what follows: each step's name, colour, and one to three lines on what it does."""
     y, width = 404, 278
     parts = [
-        f'<rect x="{x}" y="{y}" width="{width}" height="150" rx="9" fill="{CARD}" stroke="#b9c5cd"/>',
+        f'<rect x="{x}" y="{y}" width="{width}" height="170" rx="9" fill="{CARD}" stroke="#b9c5cd"/>',
         text(x + 14, y + 23, name, size=14, bold=True),
     ]
-    for i, (step, first, second, colour) in enumerate(rows):
-        top = y + 35 + 38 * i
+    middle = y + 58.0
+    for step, colour, lines in rows:
+        pill = f'width="84" height="26" rx="13" fill="{TINTS[colour]}" stroke="{colour}"'
         parts += [
-            f'<rect x="{x + 14}" y="{top}" width="84" height="26" rx="13" fill="{TINTS[colour]}" stroke="{colour}"/>',
-            text(x + 56, top + 17.5, step, fill=colour, bold=True, at="middle"),
-            text(x + 110, top + (11 if second else 17.5), first),
-            text(x + 110, top + 26, second) if second else "",
+            f'<rect x="{x + 14}" y="{middle - 13:g}" {pill}/>',
+            text(x + 56, middle + 4.5, step, fill=colour, bold=True, at="middle"),
         ]
+        first = middle + 4.5 - 7.5 * (len(lines) - 1)
+        parts += [text(x + 110, first + 15 * i, line) for i, line in enumerate(lines)]
+        middle += 45
     return parts
 
 
@@ -180,19 +187,28 @@ def endings() -> list[str]:
     """What training and inference do with logits, deltas and anchors."""
     o = OPTIONS
     training = [
-        ("match", f"IoU ≥ {o.foreground_iou:g}: foreground", f"IoU &lt; {o.background_iou:g}: background", MUTED),
-        ("focal loss", "logits of both", "", ORANGE),
-        ("smooth L1", "deltas of the foreground", "", GREEN),
+        (
+            "match",
+            MUTED,
+            [
+                "anchors with true boxes:",
+                f"IoU ≥ {o.foreground_iou:g} foreground,",
+                f"IoU &lt; {o.background_iou:g} background",
+            ],
+        ),
+        ("focal loss", ORANGE, ["logits of foreground", "and background"]),
+        ("smooth L1", GREEN, ["deltas of the foreground"]),
     ]
     inference = [
-        ("threshold", f"score above {o.score_threshold:g}", "", ORANGE),
-        ("top-k", f"best {o.topk_per_level:,} of each level,", "boxes decoded", GREEN),
-        ("NMS", f"per class, at IoU {o.nms_iou:g};", f"best {o.detections_per_image} an image", MUTED),
+        ("threshold", ORANGE, [f"score above {o.score_threshold:g}"]),
+        ("top-k", GREEN, [f"best {o.topk_per_level:,} of each level,", "decoded from anchors"]),
+        ("NMS", MUTED, [f"per class, at IoU {o.nms_iou:g};", f"best {o.detections_per_image} an image"]),
     ]
-    line = 376
+    line = 376  # logits, deltas and anchors together
     return [
-        f'<path d="M762 103H779M762 259H779M779 103V{line}H351" fill="none" stroke="{INK}" stroke-width="1.4"/>',
-        arrow(f"M351 {line}V399"),
+        f'<path d="M762 103H779M762 259H779M762 341H779M779 103V{line}H{TRAINING_X}" fill="none" stroke="{INK}" '
+        'stroke-width="1.4"/>',
+        arrow(f"M{TRAINING_X} {line}V399"),
         arrow(f"M651 {line}V399"),
         *steps(212, "training", training),
         *steps(512, "inference", inference),
@@ -209,8 +225,8 @@ def draw() -> str:
     )
     body = [*backbone(), *pyramid(), *subnets(), *endings()]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 566" {font}>{head}'
-        '<rect width="800" height="566" fill="#fff"/>' + "".join(body) + "</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 582" {font}>{head}'
+        '<rect width="800" height="582" fill="#fff"/>' + "".join(body) + "</svg>\n"
     )
 
 
