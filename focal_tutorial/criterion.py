@@ -31,8 +31,9 @@ class Criterion(nn.Module):
         box_loss: "smooth_l1" (the paper), "l1" (torchvision v1, detectron2); "giou", "diou" or "ciou" of decoded boxes.
         beta: where smooth L1 turns from quadratic to linear; the paper's code uses 1/9.
         normalizer: what the sums are divided by. "foreground": anchors assigned to a box in the batch, at least 1 (the
-            paper); "foreground_plus_one": Σ over images of (foreground + 1) (Detectron); "image": each image by its
-            own, then the mean (torchvision); "ema": a moving average of the batch's, momentum 0.9 (detectron2).
+            paper, which speaks of one image, read for a batch); "foreground_plus_one": Σ over images of
+            (foreground + 1) (Detectron); "image": each image by its own, then the mean (torchvision); "ema": a moving
+            average of the batch's, momentum 0.9 (detectron2, which counts an empty batch as 1).
         classification_loss: `(logits (n, R, K), labels (n, R)) → 0-d sum`, labels −1 background and −2 ignored;
             the focal loss by default.
         quality_loss: in its place, `(logits (n, R, K), labels (n, R), quality (n, R)) → 0-d sum`, where `quality` is
