@@ -48,6 +48,7 @@ def test_the_funnel_counts_every_level_and_adds_them_up() -> None:
     bars = [p for p in ax.patches if isinstance(p, Rectangle)]
     assert sorted(b.get_width() for b in bars) == [0.6, 7, 1000, 4000]
     assert ax.get_xscale() == "log" and ax.yaxis_inverted()
+    assert not {to_rgb(b.get_facecolor()[:3]) for b in bars} & set(map(to_rgb, BOX_COLOURS)), "levels are no classes"
 
 
 def test_outlines_keep_places_and_take_the_colours_of_their_classes() -> None:
@@ -67,6 +68,7 @@ def test_the_offset_trick_moves_each_class_along_the_diagonal() -> None:
     assert [p.get_xy() for p in ax.patches if isinstance(p, Rectangle)] == [(0, 0), (100, 100)]
     assert [t.get_text() for t in ax.texts] == ["a: + 0 · 100", "b: + 1 · 100"]
     assert alt.endswith("diagonal: 1 a, 1 b.")
+    assert [c for _, c in outlines(ax)] == [to_rgb(BOX_COLOURS[1]), to_rgb(BOX_COLOURS[0])], "as on the photographs"
 
 
 def test_the_best_threshold_of_each_class_is_marked() -> None:
@@ -75,6 +77,7 @@ def test_the_best_threshold_of_each_class_is_marked() -> None:
     assert alt == "F1 over the score threshold, highest at 0.20 for a, 0.10 for b."
     dots = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if len(line.get_xdata()) == 1]
     assert dots == [(0.2, pytest.approx(90)), (0.1, pytest.approx(20))]
+    assert [line.get_color() for line in ax.lines[::2]] == list(BOX_COLOURS[:2]), "a class has one colour everywhere"
 
 
 def test_ap_and_detections_stand_at_the_same_places() -> None:

@@ -9,9 +9,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from focal_tutorial.plotting.images import as_picture
 from focal_tutorial.plotting.style import BOX_COLOURS, INK, MUTED, PALETTE, tidy
+
+# Pyramid levels, dark to light: one hue that no class has.
+LEVEL_COLOURS = ("#3b3054", "#7d6f9e", "#bdb2d3")
+
+
+def _class_colours(labels: Any) -> list[str]:
+    """The colours that these classes have on photographs, so that a class looks the same in all figures."""
+    return [BOX_COLOURS[int(k) % len(BOX_COLOURS)] for k in np.asarray(labels)]
 
 
 def _paths(boxes: Any) -> list[np.ndarray]:
@@ -34,7 +43,7 @@ def plot_funnel(ax: Axes, counts: Mapping[str, Sequence[int]], levels: Sequence[
     for i, level in enumerate(levels):
         left = [values[i] for values in counts.values()]
         middle = np.arange(len(counts)) - 0.4 + height * (i + 0.5)
-        ax.barh(middle, np.maximum(left, 0.6), height * 0.9, color=PALETTE[i], label=level)  # a zero stays visible
+        ax.barh(middle, np.maximum(left, 0.6), height * 0.9, color=LEVEL_COLOURS[i % 3], label=level)  # 0 stays visible
         for y, count in zip(middle, left, strict=True):
             ax.annotate(f"{count:,}", (max(count, 0.6), y), xytext=(3, 0), textcoords="offset points", va="center",
                         fontsize=8, color=INK)  # fmt: skip
@@ -74,9 +83,8 @@ def draw_outlines(
         ax.set(xlim=(-margin, width + margin), ylim=(height + margin, -margin), xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     paths = _paths(boxes)
-    colours = [BOX_COLOURS[int(k) % len(BOX_COLOURS)] for k in np.asarray(labels)]
     ax.add_collection(LineCollection(paths, colors="#10181f", linewidths=linewidth + 0.9, alpha=0.5 * alpha))
-    ax.add_collection(LineCollection(paths, colors=colours, linewidths=linewidth, alpha=alpha))
+    ax.add_collection(LineCollection(paths, colors=_class_colours(labels), linewidths=linewidth, alpha=alpha))
     if title:
         ax.set_title(title, fontsize=9, color=INK, loc="left")
     return f"{len(paths)} boxes" + (f" ({title})" if title else "") + "."
@@ -92,12 +100,13 @@ def plot_offset_trick(ax: Axes, boxes: Any, labels: Any, step: float, *, names: 
     """
     kinds = np.asarray(labels)
     for k, name in enumerate(names):
-        colour = PALETTE[k]
-        ax.add_patch(Rectangle((k * step, k * step), step, step, facecolor=colour, alpha=0.10, edgecolor="none"))
-        ax.annotate(f"{name}: + {k} · {step:.0f}", ((k + 1) * step, (k + 0.5) * step), xytext=(5, 0), color=colour,
+        colour = _class_colours([k])[0]
+        ax.add_patch(Rectangle((k * step, k * step), step, step, facecolor=colour, alpha=0.14, edgecolor="none"))
+        ax.annotate(f"{name}: + {k} · {step:.0f}", ((k + 1) * step, (k + 0.5) * step), xytext=(5, 0), color=INK,
                     textcoords="offset points", va="center", fontsize=9, annotation_clip=False)  # fmt: skip
     paths = _paths(np.asarray(boxes, dtype=float) + step * kinds[:, None])
-    ax.add_collection(LineCollection(paths, colors=[PALETTE[int(k)] for k in kinds], linewidths=0.9))
+    ax.add_collection(LineCollection(paths, colors=INK, linewidths=1.3, alpha=0.5))
+    ax.add_collection(LineCollection(paths, colors=_class_colours(kinds), linewidths=0.7))
     ax.set(xlim=(0, len(names) * step), ylim=(len(names) * step, 0), aspect="equal")
     ax.set_xlabel("x + offset (pixels)", fontsize=9, color=INK)
     ax.set_ylabel("y + offset (pixels)", fontsize=9, color=INK)
@@ -116,11 +125,13 @@ def plot_best_thresholds(
         curves: class → one fraction in 0…1 per threshold.
     """
     best = {}
-    for colour, (name, values) in zip(PALETTE, curves.items(), strict=False):
+    outline = [withStroke(linewidth=3.6, foreground=INK)]  # yellow alone would vanish on a white page
+    for colour, (name, values) in zip(_class_colours(range(len(curves))), curves.items(), strict=True):
         top = int(np.argmax(values))
         best[name] = thresholds[top]
-        ax.plot(thresholds, 100 * np.asarray(values), color=colour, label=f"{name}: {thresholds[top]:.2f}")
-        ax.plot(thresholds[top], 100 * values[top], "o", color=colour, markersize=7)
+        label = f"{name}: {thresholds[top]:.2f}"
+        ax.plot(thresholds, 100 * np.asarray(values), color=colour, path_effects=outline, label=label)
+        ax.plot(thresholds[top], 100 * values[top], "o", color=colour, markersize=8, markeredgecolor=INK)
     ax.set_xlabel("score threshold", fontsize=9, color=INK)
     ax.set_ylabel(ylabel, fontsize=9, color=INK)
     ax.set_ylim(0, 103)
