@@ -9,7 +9,7 @@
 #               other, each in its own process; throughput_gpu.json         about 6 minutes a seed, three seeds
 #   bccd        chapter 14's full profile, bccd_gpu.json                    about 6 minutes a seed, three seeds
 #   precision   chapter 11: that training in float32 and in bf16,
-#               precision_gpu.json                                          about 12 minutes a seed, three seeds
+#               precision_gpu.json                                          about 18 minutes a seed, three seeds
 #
 # Without PART all of them. What is finished under runs/experiments is not done again: a seed, a setting of `throughput`,
 # a training of `precision`; and a training that was stopped goes on from its last checkpoint. So where a call may last ten
