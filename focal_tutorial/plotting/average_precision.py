@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
+from focal_tutorial.plotting.balance import log_odds
 from focal_tutorial.plotting.images import draw_boxes
 from focal_tutorial.plotting.style import INK, MUTED, PALETTE, tidy
 
@@ -200,12 +201,12 @@ def plot_anchor_frequencies(
     for (name, curve), colour in zip(curves.items(), PALETTE, strict=False):
         count, score, share = (np.asarray(curve[key], float) for key in ("count", "score", "precision"))
         kept = (count >= least) & (share > 0) & (share < 1)
-        ax.plot(_logit(score[kept]), _logit(share[kept]), "o", color=colour, markersize=4.2, label=name)
-        ax.plot(_logit(line), _logit(theory[name](line)), "-", color=colour, linewidth=1.2, alpha=0.8)
+        ax.plot(log_odds(score[kept]), log_odds(share[kept]), "o", color=colour, markersize=4.2, label=name)
+        ax.plot(log_odds(line), log_odds(theory[name](line)), "-", color=colour, linewidth=1.2, alpha=0.8)
     ticks = np.array([0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999])
     words = FuncFormatter(lambda value, _: f"{1 / (1 + np.exp(-value)):.3g}")
     for axis, shown in ((ax.xaxis, ticks), (ax.yaxis, np.concatenate([[0.0001], ticks]))):
-        axis.set_ticks(_logit(shown))
+        axis.set_ticks(log_odds(shown))
         axis.set_major_formatter(words)
     ax.set(xlim=(-6.3, 6.3), ylim=(-9.8, 8))
     ax.set_xlabel("score of the anchor", fontsize=9.5, color=INK)
@@ -240,10 +241,6 @@ def legend_above(axes: Sequence[Axes]) -> None:
     axes[0].figure.legend(
         handles, names, loc="outside upper center", ncols=2, fontsize=9, frameon=False, columnspacing=3
     )
-
-
-def _logit(p: Any) -> Any:
-    return np.log(p) - np.log1p(-np.asarray(p, float))
 
 
 def _unit_axes(ax: Axes, x: str, y: str) -> None:
