@@ -7,7 +7,6 @@ aim follows from their formula (`true_probability`). The experiment at the end m
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -21,7 +20,15 @@ from numpy.typing import ArrayLike, NDArray
 from pycocotools.cocoeval import COCOeval
 
 from focal_tutorial.checkpoint import read_checkpoint, write_json
-from focal_tutorial.comparison import COMPARISON_RECIPES, RATES, SETTINGS, comparison_config, comparison_model
+from focal_tutorial.comparison import (
+    COMPARISON_RECIPES,
+    RATES,
+    SETTINGS,
+    comparison_config,
+    comparison_model,
+    finished,
+    scene_options,
+)
 from focal_tutorial.data.dataset import DetectionDataset
 from focal_tutorial.data.shapes import ShapesDataset
 from focal_tutorial.evaluate import Results, detect, evaluate_coco, run_coco_eval
@@ -297,19 +304,16 @@ def run_calibration(
 
 def _run_setting(setting: str, profile: str, seed: int, out: Path, **changes: Any) -> dict[str, Any]:
     record, folder, changes = out / "record.json", out / "run", {**CALIBRATION, **changes}
-    begun = json.loads(json.dumps({"recipe": calibration_recipe(profile), "changes": changes, "seed": seed}))
-    if record.exists():
-        stored: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        if stored.pop("begun") == begun:
-            return stored
+    begun = {"recipe": calibration_recipe(profile), "changes": changes, "seed": seed}
+    if (stored := finished(record, begun)) is not None:
+        return stored
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
     start = time.perf_counter()
     config = comparison_config(profile, RATES[profile][SETTINGS[setting]["family"]], seed, folder, **changes)
     model = comparison_model(setting, profile, seed).to(config.device)
     train(config, model=model, progress=False)
     model.load_state_dict(read_checkpoint(folder / "best.pt")["model"])  # the averaged weights
-    shapes = {name: value for name, value in config.shapes.items() if name not in ("num_train", "num_val")}
-    found = measure_calibration(model.eval(), SETTINGS[setting], config.shapes["num_val"], **shapes)
+    found = measure_calibration(model.eval(), SETTINGS[setting], config.shapes["num_val"], **scene_options(config))
     seconds = round(time.perf_counter() - start, 1)
     run = {**found, "seconds": seconds, "peak_memory_mib": peak_memory(config.device)}
     shutil.rmtree(folder)

@@ -134,6 +134,20 @@ def comparison_config(profile: str, lr: float, seed: int, out: Path | str, **cha
     return TrainConfig(lr=lr, seed=seed, out=str(out), device="cpu" if profile == "cpu" else "cuda", **recipe | changes)
 
 
+def scene_options(config: TrainConfig) -> dict[str, Any]:
+    """The options of `ShapesDataset` for images like those that `config` trains on, whatever their number."""
+    return {name: value for name, value in config.shapes.items() if name not in ("num_train", "num_val")}
+
+
+def finished(record: Path, begun: dict[str, Any]) -> dict[str, Any] | None:
+    """What the file `record` holds of a finished run that began as `begun` says; `None` if there is no such run."""
+    if not record.exists():
+        return None
+    stored: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    begun = json.loads(json.dumps(begun))  # as it comes back from the file: lists for tuples
+    return stored if stored.pop("begun") == begun else None
+
+
 def comparison_model(setting: str, profile: str, seed: int) -> RetinaNet:
     """The network of a setting with the weights of `seed`, and the criterion that the setting stands for."""
     recipe, s = COMPARISON_RECIPES[profile], SETTINGS[setting]
@@ -226,21 +240,16 @@ def run_setting(
     begun = {"setting": SETTINGS[setting], "recipe": {**COMPARISON_RECIPES[profile], **changes}, "lr": lr, "seed": seed}
     if threshold is not None:
         begun["threshold"] = threshold
-    begun = json.loads(json.dumps(begun))  # as it comes back from the file: lists for tuples
-    if record.exists():
-        stored: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        if stored.pop("begun") == begun:
-            return stored
+    if (stored := finished(record, begun)) is not None:
+        return stored
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
     start = time.perf_counter()
     config = comparison_config(profile, lr, seed, folder, **SETTINGS[setting].get("train", {}), **changes)
-    shapes = dict(config.shapes)
-    num_test = shapes.pop("num_val")
-    del shapes["num_train"]
+    scenes = scene_options(config)
     model = comparison_model(setting, profile, seed).to(config.device)
     probe = None
     if isinstance(model, RetinaNet):
-        probe = Probe(ShapesDataset(PROBE_IMAGES, **shapes))
+        probe = Probe(ShapesDataset(PROBE_IMAGES, **scenes))
         probe(0, model)
     metrics: dict[str, Any] = dict.fromkeys(("AP", "AP50", "AP75", "AR100", "validation_AP"), 0.0)
     diverged = None
@@ -254,7 +263,7 @@ def run_setting(
         model.load_state_dict(read_checkpoint(folder / "best.pt")["model"])  # the averaged weights
         if threshold is not None:
             model.options = replace(model.options, score_threshold=threshold)
-        found = evaluate(model, ShapesDataset(num_test, split="test", **shapes))
+        found = evaluate(model, ShapesDataset(config.shapes["num_val"], split="test", **scenes))
         metrics = {name: found[name] for name in metrics if name in found} | {"validation_AP": trained["best"]["AP"]}
     run = {
         "metrics": metrics,

@@ -18,7 +18,7 @@ from focal_tutorial.data.coco import load_json
 from focal_tutorial.data.coco_images import check_categories
 from focal_tutorial.errors import InputError
 from focal_tutorial.retinanet import RetinaNet, build_model, retinanet_resnet50_fpn
-from focal_tutorial.weights import COCO_V1_FILE, read_weights
+from focal_tutorial.weights import read_weights
 
 LAST = "head.classification.predict."
 
@@ -106,14 +106,14 @@ def convert_weights(
     Raises:
         InputError: where the weights cannot be read, do not fit the categories, or `out` cannot be written.
     """
-    if weights != "COCO_V1" and not read_weights(weights, "resnet50").from_torchvision:
+    loaded = read_weights(weights, "resnet50")
+    if not loaded.from_torchvision:
         raise InputError(
             f"{weights}: a state dict of torchvision's retinanet_resnet50_fpn wanted; "
             "a checkpoint of this package needs no conversion"
         )
-    full = retinanet_resnet50_fpn(weights=weights)
-    coco_weights = weights == "COCO_V1" or Path(weights).name.startswith(COCO_V1_FILE)
-    columns = columns_of(full.num_classes, annotation_file, coco_weights=coco_weights)
+    full = retinanet_resnet50_fpn(weights=loaded)
+    columns = columns_of(full.num_classes, annotation_file, coco_weights=loaded.from_coco)
     model = keep_classes(full, list(columns), list(columns.values())).eval()
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     state: dict[str, dict[str, torch.Tensor] | object] = {

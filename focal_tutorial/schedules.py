@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from focal_tutorial.comparison import COMPARISON_RECIPES, SGD, comparison_config
+from focal_tutorial.comparison import COMPARISON_RECIPES, SGD, comparison_config, scene_options
 from focal_tutorial.data.shapes import ShapesDataset
 from focal_tutorial.errors import InputError
 from focal_tutorial.evaluate import detect, evaluate_coco
@@ -88,9 +88,7 @@ def run_rate(
     """
     config = comparison_config(profile, lr, seed, out, **{**CONSTANT, **TREATMENTS[treatment], **changes})
     shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped
-    shapes = dict(config.shapes)
-    num_test = shapes.pop("num_val")
-    del shapes["num_train"]
+    scenes, num_test = scene_options(config), config.shapes["num_val"]
     config.shapes = {**config.shapes, "num_val": 1}  # train looks at validation images, and nothing here depends on it
     model = warmup_model(head, profile, seed).to(config.device)
     diverged = None
@@ -105,10 +103,11 @@ def run_rate(
     with (out / "log.csv").open(encoding="utf-8") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
     if diverged is None:
-        images = [ShapesDataset(LOOK_IMAGES, **shapes)[i][0].as_subclass(Tensor) for i in range(LOOK_IMAGES)]
+        look = ShapesDataset(LOOK_IMAGES, **scenes)
+        images = [look[i][0].as_subclass(Tensor) for i in range(LOOK_IMAGES)]
         metrics["spread"] = round(logit_spread(model, torch.stack(images)), 5)
         metrics["final_loss"] = _mean(losses[-20:])
-        metrics |= both_aps(model, ShapesDataset(num_test, split="test", **shapes))
+        metrics |= both_aps(model, ShapesDataset(num_test, split="test", **scenes))
     shutil.rmtree(out)
     return {
         "metrics": metrics,

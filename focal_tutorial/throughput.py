@@ -142,9 +142,8 @@ def measure_training(
             )
             images, targets = random_batch(size, batch, num_classes, objects=objects, seed=seed)
             images = to_device(images, target_device, channels_last)  # type: ignore[assignment]
-            network = model.network
             if compile:
-                model.network = torch.compile(network)  # type: ignore[method-assign]
+                model.network = torch.compile(model.network)  # type: ignore[method-assign]
 
             def step() -> None:
                 training_step(model, optimizer, images, targets, amp=amp)

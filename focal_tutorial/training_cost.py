@@ -21,7 +21,14 @@ from typing import Any
 import torch
 
 from focal_tutorial.checkpoint import load_checkpoint, read_checkpoint, write_json
-from focal_tutorial.comparison import COMPARISON_RECIPES, RATES, SETTINGS, comparison_config, comparison_model
+from focal_tutorial.comparison import (
+    COMPARISON_RECIPES,
+    RATES,
+    SETTINGS,
+    comparison_config,
+    comparison_model,
+    scene_options,
+)
 from focal_tutorial.data.coco import CocoDataset
 from focal_tutorial.data.dataset import DetectionDataset
 from focal_tutorial.data.shapes import ShapesDataset
@@ -218,10 +225,8 @@ Cell = tuple[TrainConfig, RetinaNet | None, DetectionDataset]
 def _shapes(seed: int, folder: Path, root: str | None, **changes: Any) -> Cell:
     """The comparison's run with the focal loss, its model, and its test images."""
     config = comparison_config("cpu", RATES["cpu"]["focal"], seed, folder, **changes)
-    shapes = {**config.shapes}
-    num_test = shapes.pop("num_val")
-    del shapes["num_train"]
-    return config, comparison_model("fl2", "cpu", seed), ShapesDataset(num_test, split="test", **shapes)
+    test_set = ShapesDataset(config.shapes["num_val"], split="test", **scene_options(config))
+    return config, comparison_model("fl2", "cpu", seed), test_set
 
 
 def _bccd(seed: int, folder: Path, root: str | None, **changes: Any) -> Cell:

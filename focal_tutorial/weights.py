@@ -19,7 +19,7 @@ from torchvision.models.detection import retinanet_resnet50_fpn as torchvision_r
 from focal_tutorial.backbone import offline_hint
 from focal_tutorial.errors import InputError
 
-Weights = Union[str, "os.PathLike[str]", Mapping[str, Tensor]]
+Weights = Union[str, "os.PathLike[str]", Mapping[str, Tensor], "Loaded"]
 
 # The COCO_V1 weights were trained with an epsilon of 0 in the frozen batch norm, and torchvision sets it after loading.
 COCO_V1_FILE = "retinanet_resnet50_fpn_coco"
@@ -40,7 +40,12 @@ class Loaded:
     state: dict[str, Tensor]
     from_torchvision: bool
     norm: str
-    eps: float = 1e-5
+    from_coco: bool = False  # known to be torchvision's COCO_V1
+
+    @property
+    def eps(self) -> float:
+        """Of the frozen batch norm that the weights were trained with."""
+        return 0.0 if self.from_coco else 1e-5
 
     @property
     def num_classes(self) -> int:
@@ -76,24 +81,26 @@ def read_weights(weights: Weights, name: str) -> Loaded:
     """Read a weight name, file or state dict.
 
     Args:
-        weights: "COCO_V1", a file (of `torch.save`; this package's checkpoints too), or a state dict.
+        weights: "COCO_V1", a file (of `torch.save`; this package's checkpoints too), or a state dict; what has been
+            read already comes back as it is.
         name: the backbone, for the message.
 
     Raises:
         InputError: where it cannot be fetched or read, or is not a RetinaNet's.
     """
-    eps = 1e-5
-    if weights == "COCO_V1":
+    if isinstance(weights, Loaded):
+        return weights
+    coco = weights == "COCO_V1"
+    if coco:
         if name != "resnet50":
             raise InputError(f"weights='COCO_V1' exist for resnet50 only, not for {name}; use weights_backbone instead")
         try:
             state: Mapping[str, Tensor] = torchvision_retinanet(weights="COCO_V1", progress=True).state_dict()
         except (OSError, RuntimeError) as error:
             raise offline_hint("weights='COCO_V1'", error) from error
-        eps = 0.0
     elif isinstance(weights, (str, os.PathLike)):
         state = _read_file(Path(weights))
-        eps = 0.0 if Path(weights).name.startswith(COCO_V1_FILE) else eps
+        coco = Path(weights).name.startswith(COCO_V1_FILE)
     else:
         state = weights
     theirs = any(key.startswith("head.classification_head.") for key in state)
@@ -104,10 +111,10 @@ def read_weights(weights: Weights, name: str) -> Loaded:
             f"{what} given as weights is not a RetinaNet's (no class and box layers in it): {_shorten(weights)}"
         )
     norm = "batch" if any(key.endswith("num_batches_tracked") for key in ours) else "frozen"
-    return Loaded(ours, theirs, norm, eps)
+    return Loaded(ours, theirs, norm, coco)
 
 
-def _shorten(weights: Weights) -> str:
+def _shorten(weights: str | os.PathLike[str] | Mapping[str, Tensor]) -> str:
     return str(weights) if isinstance(weights, (str, os.PathLike)) else f"keys {sorted(weights)[:3]} …"
 
 

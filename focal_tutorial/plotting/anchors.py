@@ -12,14 +12,10 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from focal_tutorial.plotting.images import as_picture, draw_boxes
+from focal_tutorial.plotting.images import as_array, as_picture, draw_boxes
 from focal_tutorial.plotting.style import BACKGROUND, FOREGROUND, IGNORED, INK, MUTED, PALETTE, tidy
 
 SHADE = "#e6ebef"  # paper under a drawing
-
-
-def _array(values: Any) -> np.ndarray:
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, float)
 
 
 def _title(ax: Axes, text: str) -> None:
@@ -48,7 +44,7 @@ def draw_cell(ax: Axes, cell: Any, stride: float, *, ratios: Sequence[str], titl
         stride: pixels between locations.
         ratios: names of the ratios, in order.
     """
-    boxes = _array(cell)
+    boxes = as_array(cell, float)
     reach = 1.08 * np.abs(boxes).max()
     ax.add_patch(Rectangle((-stride / 2, -stride / 2), stride, stride, facecolor=SHADE, edgecolor="none"))
     lines = np.arange(-reach // stride, reach // stride + 2) * stride - stride / 2
@@ -105,7 +101,7 @@ def draw_level(
         at: (x, y) in pixels.
         per_location: A.
     """
-    boxes = _array(anchors).reshape(-1, per_location, 4)  # (locations, A, 4)
+    boxes = as_array(anchors, float).reshape(-1, per_location, 4)  # (locations, A, 4)
     centres = (boxes[:, 0, :2] + boxes[:, 0, 2:]) / 2
     right, bottom = centres.max(0) + stride / 2
     _show(ax, image)
@@ -151,11 +147,11 @@ def plot_centres(ax: Axes, size: tuple[int, int], grids: Mapping[str, Any], *, t
     ax.add_patch(Rectangle((0, 0), width, height, facecolor=SHADE, edgecolor=MUTED, linewidth=0.8))
     parts = []
     for (name, points), marker, colour in zip(grids.items(), "o+x", (PALETTE[2], PALETTE[0], PALETTE[1]), strict=False):
-        xy = _array(points)
+        xy = as_array(points, float)
         ax.plot(*xy.T, marker, color=colour, markersize=5 if marker == "o" else 7, linestyle="none", label=name,
                 markeredgewidth=0 if marker == "o" else 1.5)  # fmt: skip
         parts.append(f"{name}: last at ({xy[:, 0].max():.0f}, {xy[:, 1].max():.0f})")
-    every = np.concatenate([_array(points) for points in grids.values()])
+    every = np.concatenate([as_array(points, float) for points in grids.values()])
     ax.set(xlim=(-40, max(width, every[:, 0].max()) + 40), ylim=(max(height, every[:, 1].max()) + 40, -40))
     ax.set_aspect("equal")
     tidy(ax, grid=None)
@@ -201,19 +197,19 @@ def plot_iou_curves(
     for threshold, colour in ((0.5, FOREGROUND), (0.4, IGNORED)):
         ax.axhline(threshold, color=colour, linewidth=1, linestyle=(0, (1, 1.5)))
     for (name, values), style, colour in zip(curves.items(), ("-", "--", "-.", ":"), PALETTE, strict=False):
-        ax.plot(_array(x), _array(values), style, color=colour, linewidth=1.8, label=name)
+        ax.plot(as_array(x, float), as_array(values, float), style, color=colour, linewidth=1.8, label=name)
     ax.set_ylim(0, 1.03)
     tidy(ax)
     if octaves:
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if v >= 1 else f"1/{1 / v:g}"))
         ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlim(_array(x).min(), _array(x).max())
+    ax.set_xlim(as_array(x, float).min(), as_array(x, float).max())
     ax.set_xlabel(xlabel, fontsize=8.5, color=INK)
     if len(curves) > 1:
         ax.legend(fontsize=8, frameon=False, loc="lower center" if octaves else "upper right")
     _title(ax, title)
-    lows = ", ".join(f"{name} {_array(values).min():.2f}" for name, values in curves.items())
+    lows = ", ".join(f"{name} {as_array(values, float).min():.2f}" for name, values in curves.items())
     return f"IoU over {xlabel}; lowest values: {lows}."
 
 
@@ -224,7 +220,7 @@ def plot_shape_map(ax: Axes, sides: Any, ious: Any, *, title: str = "") -> Scala
         sides: (n,) widths, and the same heights, in pixels, ascending.
         ious: (n, n) best IoU, a row per height.
     """
-    side, values = _array(sides), _array(ious)
+    side, values = as_array(sides, float), as_array(ious, float)
     drawn = ax.pcolormesh(side, side, values, cmap="viridis", vmin=0, vmax=1, shading="nearest", rasterized=True)
     if values.min() < 0.5 < values.max():
         ax.contour(side, side, values, levels=[0.5], colors=[FOREGROUND], linewidths=1.8)
@@ -253,7 +249,7 @@ def draw_zones(
         boxes: (M, 4) xyxy, drawn in white.
         title: written above, with the counts.
     """
-    kinds = _array(matches).reshape(*grid, -1)  # (rows, columns, A)
+    kinds = as_array(matches, float).reshape(*grid, -1)  # (rows, columns, A)
     zones = np.where((kinds >= 0).any(2), 2.0, np.where((kinds == -2).any(2), 1.0, np.nan))
     height, width = _show(ax, image)
     extent = (0, grid[1] * stride, grid[0] * stride, 0)
@@ -272,7 +268,7 @@ def plot_zone_histogram(ax: Axes, ious: Any) -> str:
     Args:
         ious: (R,) highest IoU of each anchor.
     """
-    values = _array(ious)
+    values = as_array(ious, float)
     edges = np.linspace(0, 1, 51)
     zones = (
         ("background", 0.0, 0.4, BACKGROUND),
@@ -303,7 +299,7 @@ def plot_reach(ax: Axes, sides: Any, ious: Any, *, smallest: float, title: str =
         ious: (M,) highest IoU of each.
         smallest: side of the smallest anchor; a box inside it has an IoU of at most (side / smallest)².
     """
-    side, best = _array(sides), _array(ious)
+    side, best = as_array(sides, float), as_array(ious, float)
     zones = (("unreached, below 0.4", best < 0.4, MUTED, "v"), ("unreached, 0.4 to 0.5", (best >= 0.4) & (best < 0.5),
              IGNORED, "s"), ("reached", best >= 0.5, FOREGROUND, "o"))  # fmt: skip
     for name, which, colour, marker in zones:
@@ -324,7 +320,7 @@ def plot_reach(ax: Axes, sides: Any, ious: Any, *, smallest: float, title: str =
 
 def draw_deltas(ax: Axes, anchor: Any, box: Any, deltas: Sequence[float]) -> str:
     """An anchor, the box it should become, and the arrow between their centres with the four deltas."""
-    pair = np.stack([_array(anchor), _array(box)])
+    pair = np.stack([as_array(anchor, float), as_array(box, float)])
     centres = (pair[:, :2] + pair[:, 2:]) / 2
     for corners, name, colour, style in zip(pair, ("anchor", "box"), PALETTE, ("--", "-"), strict=False):
         _frame(ax, corners, colour, linewidth=2, linestyle=style, label=name)

@@ -43,8 +43,9 @@ def as_picture(image: Any) -> np.ndarray:
     return np.broadcast_to(array, (*array.shape[:2], 3))
 
 
-def _numbers(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+def as_array(values: Any, dtype: Any = None) -> np.ndarray:
+    """A tensor, on any device, or anything else that NumPy takes, as an array."""
+    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype)
 
 
 def _text_colour(background: str) -> str:
@@ -100,9 +101,9 @@ def draw_boxes(
         ax.imshow(picture, interpolation="nearest" if max(picture.shape) < 100 else "antialiased")
         ax.set_axis_off()
     height, width = (ax.get_ylim()[0] + 0.5, ax.get_xlim()[1] + 0.5)
-    boxes = _numbers(boxes).reshape(-1, 4)
-    kinds = _numbers(labels).astype(int) if labels is not None else None
-    values = _numbers(scores) if scores is not None else None
+    boxes = as_array(boxes).reshape(-1, 4)
+    kinds = as_array(labels).astype(int) if labels is not None else None
+    values = as_array(scores) if scores is not None else None
     palette = BOX_COLOURS if colours is None else [colours] if isinstance(colours, str) else list(colours)
     halo = [effects.Stroke(linewidth=linewidth + 1.6, foreground="#10181fb0"), effects.Normal()]
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
@@ -148,10 +149,10 @@ def judge_detections(
     """
     boxes = torch.as_tensor(found["boxes"]).reshape(-1, 4).float()
     overlap = box_iou(boxes, torch.as_tensor(truth["boxes"]).reshape(-1, 4).float()).cpu().numpy()  # (D, M)
-    same = _numbers(found["labels"])[:, None] == _numbers(truth["labels"])[None]
+    same = as_array(found["labels"])[:, None] == as_array(truth["labels"])[None]
     overlap = np.where(same, overlap, 0.0)
     right, taken = np.zeros(overlap.shape[0], bool), np.zeros(overlap.shape[1], bool)
-    for d in np.argsort(-_numbers(found["scores"]), kind="stable"):
+    for d in np.argsort(-as_array(found["scores"]), kind="stable"):
         free = np.where(taken, 0.0, overlap[d])
         if free.size and free.max() >= iou:
             right[d] = taken[free.argmax()] = True
@@ -177,19 +178,19 @@ def show_detections(
         threshold: detections of a lower score are left out.
         iou: overlap that makes a detection right.
     """
-    keep = _numbers(found["scores"]) >= threshold
-    found = {key: _numbers(found[key])[keep] for key in ("boxes", "labels", "scores")}
+    keep = as_array(found["scores"]) >= threshold
+    found = {key: as_array(found[key])[keep] for key in ("boxes", "labels", "scores")}
     right, seen = judge_detections(truth, found, iou=iou)
     draw_boxes(axes[0], image, truth["boxes"], truth["labels"], names=names)
     axes[0].set_title(f"{title}: ground truth" if title else "ground truth", fontsize=9, color=INK, loc="left")
-    labels = _numbers(found["labels"])
+    labels = as_array(found["labels"])
     tags = [_name(labels, names, found["scores"], i) for i in range(len(labels))]
     draw_boxes(axes[1], image, found["boxes"][right], colours=HIT,
                captions=[t for t, ok in zip(tags, right, strict=True) if ok])  # fmt: skip
     draw_boxes(axes[1], None, found["boxes"][~right], colours=WRONG, linestyle="--",
                captions=[f"wrong: {t}" for t, ok in zip(tags, right, strict=True) if not ok])  # fmt: skip
-    lost = _numbers(truth["labels"])[~seen]
-    draw_boxes(axes[1], None, _numbers(truth["boxes"])[~seen], colours=MISSED, linestyle=":", linewidth=2.2,
+    lost = as_array(truth["labels"])[~seen]
+    draw_boxes(axes[1], None, as_array(truth["boxes"])[~seen], colours=MISSED, linestyle=":", linewidth=2.2,
                captions=[f"missed{': ' + names[k] if names else ''}" for k in lost])  # fmt: skip
     counts = f"{right.sum()} right, {(~right).sum()} wrong, {(~seen).sum()} missed"
     axes[1].set_title(f"detections: {counts}", fontsize=9, color=INK, loc="left")

@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from focal_tutorial.plotting.images import as_picture, draw_boxes, judge_detections
+from focal_tutorial.plotting.images import as_array, as_picture, draw_boxes, judge_detections
 from focal_tutorial.plotting.style import BACKGROUND, FOREGROUND, HIT, IGNORED, INK, MISSED, MUTED, PALETTE, WRONG, tidy
 
 
@@ -44,7 +44,7 @@ def show_map(
         limits: values of the colour scale's ends; the smallest and largest by default.
         photo: drawn in grey under the map, as `as_picture` takes it.
     """
-    values = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, float)
+    values = as_array(values, float)
     if photo is not None:
         _show_photo(ax, photo, grey=True)
     low, high = limits if limits is not None else (values.min(), values.max())
