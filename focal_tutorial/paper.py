@@ -77,7 +77,7 @@ def key(*parts: Any) -> str:
 MAIN = 5  # seeds of the settings that the text leans on
 FL2 = focal(2.0, 0.25)
 
-RATE_GRID = (0.001, 0.002, 0.004, 0.008, 0.016)
+RATE_GRID = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)
 RATE_SEED = 100  # the rates are chosen with other seeds than the tables', by the AP on validation images
 # The setting that a family's rate is chosen with.
 RATE_SETTINGS = {
