@@ -29,6 +29,7 @@ from focal_tutorial.data.shapes import ShapesDataset
 from focal_tutorial.errors import InputError
 from focal_tutorial.evaluate import detect, evaluate_coco
 from focal_tutorial.hinge import hinge_loss
+from focal_tutorial.loss_distribution import loss_distribution
 from focal_tutorial.losses import focal_loss_star, sigmoid_focal_loss
 from focal_tutorial.results import describe_device, git_commit, peak_memory
 from focal_tutorial.retinanet import RetinaNet, build_model
@@ -86,7 +87,8 @@ def cell_config(setting: dict[str, Any], task: dict[str, Any], rates: dict[str, 
     Args:
         setting: `family`, whose learning rate it takes, or `lr`; `loss` ("focal" by default, "star", "hinge") and its
             `alpha`, `gamma`, `beta`, `margin`; `sampler` ("ohem" or "hard", and its options); `model`, `train`,
-            `shapes`, `test_shapes`: what it changes of the task's; `measure`: what is measured beside AP.
+            `shapes`, `test_shapes`: what it changes of the task's; `longer`: factor of the task's steps; `measure`:
+            what is measured beside AP.
         task: `data` ("shapes" or "bccd"), `shapes`, `model` (a builder and its options), `train`.
         rates: of the families.
         seed: of the first weights and the order of the images.
@@ -96,7 +98,7 @@ def cell_config(setting: dict[str, Any], task: dict[str, Any], rates: dict[str, 
         "shapes": {**task.get("shapes", {}), **setting.get("shapes", {})},
         "test_shapes": setting.get("test_shapes", {}),
         "model": {**task["model"], **setting.get("model", {})},
-        "train": {**task["train"], **setting.get("train", {})},
+        "train": {**task["train"], **_longer(setting, task), **setting.get("train", {})},
         "loss": {"name": setting.get("loss", "focal")}
         | {name: setting[name] for name in ("alpha", "gamma", "beta", "margin") if name in setting},
         "sampler": setting.get("sampler"),
@@ -105,6 +107,10 @@ def cell_config(setting: dict[str, Any], task: dict[str, Any], rates: dict[str, 
         "seed": seed,
     }
     return dict(json.loads(json.dumps(config)))
+
+
+def _longer(setting: dict[str, Any], task: dict[str, Any]) -> dict[str, int]:
+    return {"steps": round(setting["longer"] * task["train"]["steps"])} if "longer" in setting else {}
 
 
 def cell_criterion(config: Config) -> Criterion:
@@ -225,4 +231,6 @@ def inference_time(model: RetinaNet, dataset: DetectionDataset, images: int = 30
     return {"milliseconds": round(statistics.median(times[5:]), 2)}
 
 
-MEASURES: dict[str, Callable[[RetinaNet, DetectionDataset], dict[str, Any]]] = {"time": inference_time}
+MEASURES: dict[str, Callable[[RetinaNet, DetectionDataset], dict[str, Any]]] = {
+    "time": inference_time, "distribution": loss_distribution,
+}  # fmt: skip
