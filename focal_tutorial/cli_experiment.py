@@ -34,16 +34,17 @@ def run(
     name: Annotated[str, typer.Argument(help="One of `experiment list`.")],
     profile: Annotated[Profile | None, typer.Option(help="cpu or gpu; by default gpu where there is one.")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds; by default as the book.", min=1)] = None,
+    jobs: Annotated[int, typer.Option(help="Trainings of a table at once, each in its own process.", min=1)] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the runs; what is done there is not done again.")] = Path(
         "runs/experiments"
     ),
     results: Annotated[Path | None, typer.Option(help="Folder for NAME_PROFILE.json; by default --out.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder with the datasets; as for `data`.")] = None,
 ) -> None:
-    """Train and test every seed that is not done yet; the result file grows with each."""
+    """Train and test what is not done yet; the result file grows with each seed, or with each cell of a table."""
     from focal_tutorial.experiments import run_experiment
 
     path = run_experiment(
-        name, profile=profile.value if profile else None, seeds=seeds, out=out, results=results, root=root
+        name, profile=profile.value if profile else None, seeds=seeds, jobs=jobs, out=out, results=results, root=root
     )
     typer.echo(f"written: {path}")

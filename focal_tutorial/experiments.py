@@ -1,7 +1,8 @@
 """Named, seeded experiments whose results the book quotes.
 
 An experiment is a recipe for each profile ("cpu", "gpu"), run once per seed; its result file keeps the configuration,
-every seed's metrics, and where they were measured. `focal-tutorial experiment run NAME` makes it again.
+every seed's metrics, and where they were measured. `focal-tutorial experiment run NAME` makes it again. The paper's
+tables are experiments too, made of cells: one training for each setting and seed.
 """
 
 from __future__ import annotations
@@ -33,8 +34,11 @@ from focal_tutorial.data.bccd import prepare_bccd
 from focal_tutorial.data.coco import CocoDataset
 from focal_tutorial.errors import InputError
 from focal_tutorial.evaluate import evaluate
+from focal_tutorial.paper import TABLES
 from focal_tutorial.results import peak_memory, save_result
 from focal_tutorial.schedules import run_warmup, warmup_recipe
+from focal_tutorial.table_run import run_table
+from focal_tutorial.tables import Table
 from focal_tutorial.train import TrainConfig, load_checkpoint, train
 from focal_tutorial.training_cost import PRECISIONS, THROUGHPUT_RECIPES, precision_recipe, run_precision, run_throughput
 
@@ -126,7 +130,7 @@ class Experiment:
     first_seed: int = 0
 
 
-EXPERIMENTS = {
+EXPERIMENTS: dict[str, Experiment | Table] = {
     "bccd": Experiment(
         "RetinaNet on BCCD, tested on its 72 test images", run_bccd, BCCD_RECIPES, {"cpu": 2.5, "gpu": 6}
     ),
@@ -161,6 +165,7 @@ EXPERIMENTS = {
         {"cpu": precision_recipe(), "gpu": {**BCCD_RECIPES["gpu"], "precisions": PRECISIONS}},
         {"cpu": 2.5, "gpu": 18},
     ),
+    **TABLES,
 }  # fmt: skip
 
 
@@ -178,6 +183,7 @@ def run_experiment(
     *,
     profile: str | None = None,
     seeds: int | None = None,
+    jobs: int = 1,
     out: Path | str = "runs/experiments",
     results: Path | str | None = None,
     root: Path | str | None = None,
@@ -186,12 +192,14 @@ def run_experiment(
 ) -> Path:
     """Run every seed that is not done yet and write `NAME_PROFILE.json` after each; returns its path.
 
-    A finished seed's metrics stay in `out`, so that a stopped experiment goes on with the next one.
+    A finished seed's metrics stay in `out`, so that a stopped experiment goes on with the next one. A table goes on
+    cell by cell instead, and the tables share the cells that they have in common.
 
     Args:
         name: a key of `EXPERIMENTS`.
         profile: "cpu" or "gpu"; by default what the machine has.
         seeds: how many, from the experiment's first on; by default as many as the experiment names.
+        jobs: cells of a table at once.
         out: folder for runs.
         results: folder for the result file; `out` by default. The book reads `book/results`.
         root: data root.
@@ -199,13 +207,24 @@ def run_experiment(
         changes: settings of `TrainConfig` to change, for trying things out; they are kept in the result.
 
     Raises:
-        InputError: for an unknown name or profile, or data that is not there.
+        InputError: for an unknown name or profile, `jobs` or `changes` that are not for this experiment, or data that
+            is not there.
+        KeyboardInterrupt: after Ctrl-C; the same call goes on.
     """
     if name not in EXPERIMENTS:
         raise InputError(f"no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}")
     profile, experiment = pick_profile(profile), EXPERIMENTS[name]
     if profile not in experiment.recipes:
         raise InputError(f"{name} has no profile {profile}; there is: {', '.join(experiment.recipes)}")
+    files = Path(results) if results is not None else Path(out)
+    if isinstance(experiment, Table):
+        if changes:
+            raise InputError(f"{name} is a table, whose settings cannot be changed: {', '.join(changes)}")
+        return run_table(
+            name, experiment, profile, seeds=seeds, jobs=jobs, out=Path(out), results=files, root=root, report=report
+        )
+    if jobs != 1:
+        raise InputError(f"{name} runs its seeds one after the other; several jobs are for tables")
     folder = Path(out) / f"{name}_{profile}"
     numbers = range(experiment.first_seed, experiment.first_seed + (seeds or experiment.seeds))
     configuration = {**experiment.recipes[profile], **changes}
@@ -221,7 +240,7 @@ def run_experiment(
             wall_seconds=sum(r["seconds"] for r in runs),
             peak_memory_mib=max((r["peak_memory_mib"] or 0 for r in runs), default=0) or None,
             device=PROFILES[profile],
-            folder=_made(Path(results) if results is not None else Path(out)),
+            folder=_made(files),
         )
     return path
 

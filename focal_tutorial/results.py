@@ -49,6 +49,7 @@ def save_result(
     wall_seconds: float,
     peak_memory_mib: float | None = None,
     device: str | torch.device = "cpu",
+    device_name: str | None = None,
     commit: str | None = None,
     folder: str | PathLike[str] | None = None,
 ) -> Path:
@@ -62,6 +63,7 @@ def save_result(
         wall_seconds: of all runs together.
         peak_memory_mib: by default `peak_memory(device)` now.
         device: that ran it.
+        device_name: as `describe_device` gave it then, where the runs are older than this process.
         commit: for a machine without the repository; by default git is asked.
 
     Raises:
@@ -73,7 +75,10 @@ def save_result(
         "name": name,
         **_without_paths(payload),
         "summary": summarise([run["metrics"] for run in payload.get("runs", [])]),
-        "provenance": _provenance(device, commit, wall_seconds, peak_memory_mib),
+        "provenance": {
+            **_provenance(device, commit, wall_seconds, peak_memory_mib),
+            **({"device": device_name} if device_name else {}),
+        },
     }
     problems = check_result(result)
     if problems:

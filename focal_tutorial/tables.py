@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -190,7 +189,6 @@ def train_cell(config: Config, folder: Path, root: Path | str | None = None) -> 
         metrics = test_metrics(model, test_set) | {"validation_AP": trained["best"]["AP"]}
         if config["measure"]:
             measured = MEASURES[config["measure"]](model.eval(), test_set)
-    shutil.rmtree(folder, ignore_errors=True)
     return {
         "metrics": metrics,
         "measured": measured,
