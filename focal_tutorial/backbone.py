@@ -100,9 +100,10 @@ class TinyBody(nn.Module):
     Args:
         widths: channels of the stages C2, C3, C4, … at strides 4, 8, 16, …
         returned: how many of the last stages come back.
+        blocks: residual blocks of a stage; the first halves the size.
     """
 
-    def __init__(self, widths: Sequence[int], returned: int, norm: str = "group") -> None:
+    def __init__(self, widths: Sequence[int], returned: int, norm: str = "group", blocks: int = 1) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False),
@@ -110,8 +111,15 @@ class TinyBody(nn.Module):
             nn.ReLU(inplace=True),
         )
         pairs = zip((widths[0], *widths[:-1]), widths, strict=True)
-        self.stages = nn.ModuleList(ResidualBlock(before, after, 2, norm) for before, after in pairs)
+        self.stages = nn.ModuleList(self._stage(before, after, norm, blocks) for before, after in pairs)
         self.returned = returned
+
+    @staticmethod
+    def _stage(before: int, after: int, norm: str, blocks: int) -> nn.Module:
+        first = ResidualBlock(before, after, 2, norm)
+        if blocks == 1:
+            return first
+        return nn.Sequential(first, *(ResidualBlock(after, after, 1, norm) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.stem(x)  # (N, widths[0], H/2, W/2)

@@ -214,6 +214,7 @@ def retinanet_tiny(
     weights: Weights | None = None,
     widths: Sequence[int] = (16, 32, 64, 96),
     norm: str = "group",
+    blocks: int = 1,
     **options: Any,
 ) -> RetinaNet:
     """A RetinaNet for two CPU cores: residual stages with GroupNorm, a narrow pyramid, two-convolution heads.
@@ -223,6 +224,7 @@ def retinanet_tiny(
         weights: a state dict or file of this package.
         widths: channels of the stages at strides 4, 8, 16, …
         norm: of backbone and heads, "group" or "batch".
+        blocks: residual blocks of a stage, 1 or more.
         options: see `Options`. `levels` are (3, 4, 5) here; (2, 3, 4), strides 4, 8 and 16, suit objects under 20 px.
     """
     small = {
@@ -237,9 +239,13 @@ def retinanet_tiny(
     stages = [level for level in o.levels if level < 2 + len(widths)]
     if list(o.levels) != list(range(o.levels[0], o.levels[-1] + 1)) or not stages or o.levels[0] < 2:
         raise ValueError(f"levels: consecutive ones from 2 … {1 + len(widths)} on wanted, got {o.levels}")
+    if blocks < 1:
+        raise ValueError(f"blocks: at least 1 wanted, got {blocks}")
     widths = tuple(widths[: stages[-1] - 1])
-    body = TinyBody(widths, len(stages), norm)
+    body = TinyBody(widths, len(stages), norm, blocks)
     made_with = {"widths": widths, "norm": norm, **o.pick(*small)}  # its own defaults are not those of `Options`
+    if blocks != 1:  # so that a file from before there was the option reads as one of now
+        made_with["blocks"] = blocks
     model = _build("retinanet_tiny", body, widths[-len(stages) :], num_classes, made_with, o)
     if weights is not None:
         fill(model, read_weights(weights, "tiny"), num_classes)
@@ -265,7 +271,7 @@ def build_model(config: dict[str, Any]) -> RetinaNet:
         raise ValueError(f"builder: one of {sorted(BUILDERS)} wanted, got {builder!r}")
     # JSON has no tuples
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k != "builder"}
-    own = {"widths"} if builder == "retinanet_tiny" else {"weights_backbone", "trainable"}
+    own = {"widths", "blocks"} if builder == "retinanet_tiny" else {"weights_backbone", "trainable"}
     known = {f.name for f in fields(Options)} | {"num_classes", "weights", "norm"} | own
     if unknown := set(options) - known:
         raise ValueError(f"unknown model options of {builder}: {', '.join(sorted(unknown))}")

@@ -244,3 +244,53 @@ def test_generation_is_fast():
         dataset.load_image(index)
         times.append(time.perf_counter() - start)
     assert sorted(times)[30] < 0.010
+
+
+def test_nothing_is_drawn_out_at_one():
+    """Every image and box as without the option, to the byte: the random stream is the same."""
+    plain, one = ShapesDataset(6), ShapesDataset(6, stretch=(1, 1))
+    for index in range(6):
+        assert torch.equal(plain[index][0], one[index][0])
+        assert torch.equal(plain.target(index)["boxes"], one.target(index)["boxes"])
+
+
+def test_boxes_of_drawn_out_shapes_are_tight():
+    dataset = ShapesDataset(60, objects=(1, 1), stretch=(1.5, 4.0), radius=(8, 14), **PLAIN)
+    for index in range(60):
+        image, target = dataset[index]
+        ground = image[:, 0, 0].int()
+        ys, xs = torch.where((image.int() - ground[:, None, None]).abs().sum(0) > 20)
+        seen = torch.tensor([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+        assert (target["boxes"][0] - seen).abs().max() < 2, index  # a corner is sharper than a pixel
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_box_of_a_drawn_out_shape(kind):
+    """Against the extent of the shape's pixels on a fine grid: eight to the pixel."""
+    item = Item(kind, 1, 0.0, 0.0, 10.0, 0.7, (1.0, 1.0, 1.0), stretch=2.25)
+    grid = np.arange(-20, 20, 0.125)
+    dx, dy = np.meshgrid(grid, grid)
+    u, v = dx * np.cos(0.7) + dy * np.sin(0.7), dy * np.cos(0.7) - dx * np.sin(0.7)
+    ys, xs = np.nonzero(_distance(kind, u / 1.5, v * 1.5, 10.0) < 0)
+    assert item.box() == pytest.approx((grid[xs.min()], grid[ys.min()], grid[xs.max()], grid[ys.max()]), abs=0.3)
+    assert item.reach == pytest.approx(15)
+    area = len(xs) * 0.125**2  # as that of the shape before
+    assert area == pytest.approx(100 * {"circle": np.pi, "square": 2, "triangle": 1.299}[kind], rel=0.02)
+
+
+def test_drawn_out_shapes_stay_inside_and_apart():
+    dataset = ShapesDataset(100, stretch=(1, 3))
+    scenes = [dataset.scene(i) for i in range(100)]
+    stretches = [item.stretch for scene in scenes for item in scene.items]
+    assert 1 <= min(stretches) < 1.05 and 2.95 < max(stretches) <= 3
+    for scene in scenes:
+        assert all(i.reach < i.x < 192 - i.reach and i.reach < i.y < 192 - i.reach for i in scene.items)
+        for a, b in itertools.combinations(scene.items, 2):
+            assert (a.x - b.x) ** 2 + (a.y - b.y) ** 2 > (a.reach + b.reach) ** 2
+    boxes = np.concatenate([dataset.target(i)["boxes"].numpy() for i in range(100)])
+    ratios = np.divide(*(boxes[:, 2:] - boxes[:, :2]).T)
+    assert ratios.min() < 0.5 and ratios.max() > 2
+    with pytest.raises(ValueError, match="stretch must be at least 1"):
+        ShapesDataset(1, stretch=(0.5, 1))
+    with pytest.raises(ValueError, match="drawn out by stretch"):
+        ShapesDataset(1, size=60, stretch=(1, 9))

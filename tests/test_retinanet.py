@@ -196,3 +196,22 @@ def test_resnet18_trains_a_step() -> None:
     losses = model(torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8), [TARGET, TARGET])
     sum(losses.values()).backward()
     assert model.backbone.body.conv1.weight.grad.isfinite().all()
+
+
+def test_deeper_stages() -> None:
+    torch.manual_seed(0)
+    plain = retinanet_tiny(3)
+    torch.manual_seed(0)
+    one = retinanet_tiny(3, blocks=1)
+    assert one.config == plain.config and "blocks" not in plain.config
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), one.state_dict().values(), strict=True))
+
+    deep = retinanet_tiny(3, blocks=3)
+    again = build_model(deep.config)
+    again.load_state_dict(deep.state_dict())
+    convolutions = [
+        sum(isinstance(m, torch.nn.Conv2d) for m in model.backbone.body.modules()) for model in (plain, deep)
+    ]
+    assert convolutions[1] - convolutions[0] == 2 * 2 * 4  # two more blocks of two in each of four stages
+    with pytest.raises(ValueError, match="blocks: at least 1"):
+        retinanet_tiny(3, blocks=0)

@@ -33,7 +33,7 @@ class ShapesDataset(DetectionDataset):
         transforms: called as `transforms(image, target)`.
         cache: keep drawn images in memory.
         options: fields of `ShapesConfig`: `size`, `seed`, `objects`, `radius`, `distractors`, `contrast`,
-            `clutter`, `empty`.
+            `clutter`, `empty`, `classes`, `stretch`.
     """
 
     def __init__(

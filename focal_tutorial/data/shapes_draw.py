@@ -28,6 +28,8 @@ class ShapesConfig:
             default.
         empty: fraction of images without objects, 0…1 (distractors stay).
         classes: which classes there are, from circle, square, triangle.
+        stretch: smallest and largest factor, from 1 on, by which a shape is longer along one of its axes than across
+            it; the axis of a square or triangle goes through a corner. The area stays. At (1, 1) nothing is drawn out.
     """
 
     size: int = 192
@@ -39,17 +41,23 @@ class ShapesConfig:
     clutter: float = 1.0
     empty: float = 0.0
     classes: tuple[str, ...] = CLASSES
+    stretch: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
-        for name in ("objects", "distractors", "radius", "contrast", "classes"):
+        for name in ("objects", "distractors", "radius", "contrast", "classes", "stretch"):
             if isinstance(getattr(self, name), list):  # as from JSON
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("objects", "distractors", "radius", "contrast"):
+        for name in ("objects", "distractors", "radius", "contrast", "stretch"):
             pair = getattr(self, name)
             if not isinstance(pair, tuple) or len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
                 raise ValueError(f"{name} must be (low, high) with 0 <= low <= high, got {pair!r}")
-        if self.radius[0] < 2 or self.size < 2 * self.radius[1] + 4:
-            raise ValueError(f"radius must be at least 2 and fit the image of {self.size} pixels, got {self.radius!r}")
+        if self.stretch[0] < 1:
+            raise ValueError(f"stretch must be at least 1, got {self.stretch!r}")
+        if self.radius[0] < 2 or self.size < 2 * self.radius[1] * math.sqrt(self.stretch[1]) + 4:
+            raise ValueError(
+                f"radius must be at least 2 and fit, drawn out by stretch, the image of {self.size} pixels, "
+                f"got {self.radius!r}"
+            )
         if not 0 <= self.empty <= 1 or self.clutter < 0:
             raise ValueError(f"want 0 <= empty <= 1 and clutter >= 0, got {self.empty!r} and {self.clutter!r}")
         if not self.classes or not set(self.classes) <= set(CLASSES) or len(set(self.classes)) != len(self.classes):
@@ -59,7 +67,7 @@ class ShapesConfig:
 @dataclass(frozen=True)
 class Item:
     """One shape of a scene; `label` is None for a distractor. `radius` is that of the circumscribed
-    circle."""
+    circle before the shape is drawn out: by √stretch along its axis, which `angle` turns, and by 1/√stretch across."""
 
     kind: str
     label: int | None
@@ -68,17 +76,37 @@ class Item:
     radius: float
     angle: float
     colour: tuple[float, float, float]  # difference to the background, in grey levels
+    stretch: float = 1.0
+
+    @property
+    def reach(self) -> float:
+        """Radius in pixels of a circle around (x, y) that holds the shape."""
+        return self.radius * math.sqrt(self.stretch)
 
     def box(self) -> tuple[float, float, float, float]:
         """The tight box, xyxy in pixels, from the shape's geometry."""
         if self.kind == "circle":
-            corners = [(self.radius, self.radius), (-self.radius, -self.radius)]
+            half = (self.radius, self.radius) if self.stretch == 1 else self._ellipse()
+            corners = [half, (-half[0], -half[1])]
         else:
             count = {"square": 4, "triangle": 3}[self.kind]
             turns = [self.angle + 2 * math.pi * k / count for k in range(count)]
             corners = [(self.radius * math.cos(t), self.radius * math.sin(t)) for t in turns]
+            if self.stretch != 1:  # not at 1, where rounding would change the last digits of the book's boxes
+                corners = [self._drawn_out(*corner) for corner in corners]
         xs, ys = [self.x + dx for dx, _ in corners], [self.y + dy for _, dy in corners]
         return min(xs), min(ys), max(xs), max(ys)
+
+    def _ellipse(self) -> tuple[float, float]:
+        """Half the width and height of the drawn-out circle."""
+        cos, sin, long = math.cos(self.angle), math.sin(self.angle), math.sqrt(self.stretch)
+        return self.radius * math.hypot(long * cos, sin / long), self.radius * math.hypot(long * sin, cos / long)
+
+    def _drawn_out(self, dx: float, dy: float) -> tuple[float, float]:
+        """Where a point of the shape as it was comes to lie, both relative to the centre."""
+        cos, sin, long = math.cos(self.angle), math.sin(self.angle), math.sqrt(self.stretch)
+        along, across = (dx * cos + dy * sin) * long, (dy * cos - dx * sin) / long
+        return along * cos - across * sin, along * sin + across * cos
 
 
 @dataclass(frozen=True)
@@ -100,19 +128,21 @@ def plan_scene(config: ShapesConfig, split: int, index: int) -> Scene:
         label = int(rng.integers(len(config.classes))) if position < num_objects else None
         kind = config.classes[label] if label is not None else DISTRACTORS[int(rng.integers(len(DISTRACTORS)))]
         radius = float(rng.uniform(*config.radius))
-        place = _free_place(config, rng, radius, items)
+        # Nothing is drawn for (1, 1): another random number would change every scene.
+        stretch = 1.0 if config.stretch == (1, 1) else float(rng.uniform(*config.stretch))
+        place = _free_place(config, rng, radius * math.sqrt(stretch), items)
         if place is not None:  # a crowded scene has fewer
             colour = _colour(config, rng)
-            items.append(Item(kind, label, *place, radius, float(rng.uniform(0, 2 * math.pi)), colour))
+            items.append(Item(kind, label, *place, radius, float(rng.uniform(0, 2 * math.pi)), colour, stretch))
     return Scene(tuple(items), (config.seed, split, index, 1))
 
 
 def _free_place(
-    config: ShapesConfig, rng: np.random.Generator, radius: float, items: list[Item]
+    config: ShapesConfig, rng: np.random.Generator, reach: float, items: list[Item]
 ) -> tuple[float, float] | None:
     """A centre at which the shape is inside the image and its circle apart from all others."""
-    for x, y in rng.uniform(radius + 1, config.size - radius - 1, size=(40, 2)).tolist():
-        if all((x - o.x) ** 2 + (y - o.y) ** 2 > (radius + o.radius + 1) ** 2 for o in items):
+    for x, y in rng.uniform(reach + 1, config.size - reach - 1, size=(40, 2)).tolist():
+        if all((x - o.x) ** 2 + (y - o.y) ** 2 > (reach + o.reach + 1) ** 2 for o in items):
             return x, y
     return None
 
@@ -194,10 +224,16 @@ def _patch(image: np.ndarray, x: float, y: float, reach: float) -> tuple[np.ndar
 
 def _draw(image: np.ndarray, item: Item, rng: np.random.Generator) -> None:
     """Blend one shape over the image, its edge one pixel soft, with a slight shading across it."""
-    view, dx, dy = _patch(image, item.x, item.y, item.radius + 1)
+    view, dx, dy = _patch(image, item.x, item.y, item.reach + 1)
     cos, sin = math.cos(item.angle), math.sin(item.angle)
     u, v = dx * cos + dy * sin, dy * cos - dx * sin  # the shape's own axes
-    cover = (0.5 - _distance(item.kind, u, v, item.radius)).clip(0, 1)  # (h, w)
+    if item.stretch != 1:
+        long = math.sqrt(item.stretch)
+        u, v = u / long, v * long
+    distance = _distance(item.kind, u, v, item.radius)
+    if item.stretch != 1:  # measured in the shape as it was: by its slope, it is pixels again near the edge
+        distance = distance / np.hypot(*np.gradient(distance)).clip(0.1)
+    cover = (0.5 - distance).clip(0, 1)  # (h, w)
     tilt = rng.uniform(-0.35, 0.35)
     cover *= 1 + tilt * u / item.radius
     view += cover[:, :, None] * np.array(item.colour, dtype=np.float32)
