@@ -112,6 +112,37 @@ TABLE_1D = {
     "fl_2_0_25": TABLE_1B["fl_2_0_25"],
 }
 
+# Anchors, on shapes drawn out to up to three times their width: their boxes are 1 : 2.7 to 2.7 : 1.
+TABLE_1C = {
+    key("scales", scales, "ratios", ratios): {
+        **FL2, "title": f"{scales} scale{'s' if scales > 1 else ''}, {ratios} ratio{'s' if ratios > 1 else ''}",
+        "shapes": {"stretch": (1.0, 3.0)},
+        "model": {
+            "scales": tuple(2 ** (i / scales) for i in range(scales)),
+            "ratios": (1.0,) if ratios == 1 else (0.5, 1.0, 2.0),
+        },
+    }
+    for scales, ratios in ((1, 1), (2, 1), (3, 1), (1, 3), (2, 3), (3, 3), (4, 3))
+}  # fmt: skip
+
+# The image larger or smaller than it is drawn, through a shallow and a deep network; anchors stay in pixels.
+TABLE_1E = {
+    key("canvas", canvas, "blocks", blocks): {
+        **FL2, "title": f"{canvas} px, {blocks} block{'s' if blocks > 1 else ''} a stage",
+        "train": {"canvas": (canvas, canvas)}, "model": {"blocks": blocks}, "measure": "time",
+    }
+    for blocks in (1, 4)
+    for canvas in (96, 128, 160, 192)
+}  # fmt: skip
+TABLE_1E_RESNET = {
+    key("canvas", canvas, "resnet", depth): {
+        **FL2, "title": f"{canvas} px, ResNet-{depth}", "train": {"canvas": (canvas, canvas)},
+        "model": {"builder": f"retinanet_resnet{depth}_fpn"}, "measure": "time",
+    }
+    for depth in (18, 34)
+    for canvas in (192, 256, 384)
+}  # fmt: skip
+
 # Cross entropy from p = π with the paper's optimiser and heads: SGD, no norm in the subnets, nothing to catch a large
 # gradient. Its rate is .01 for 16 images, .0025 for four.
 SGD: dict[str, Any] = {"optimizer": "sgd", "clip_grad": 0.0, "steps": 600}
@@ -207,6 +238,13 @@ TABLES = {
     "table_1b": Table("Table 1b: γ, each with its best α", TABLE_1B, TASKS, RATES, {"cpu": 11, "gpu": 57}),
     "table_3": Table("Table 3: FL*", TABLE_3, TASKS, RATES, {"cpu": 3, "gpu": 15}),
     "figure_7": Table("Figure 7: FL* over γ and β", FIGURE_7, TASKS, RATES, {"cpu": 6, "gpu": 36}),
+    "table_1c": Table("Table 1c: scales and ratios of the anchors", TABLE_1C, TASKS, RATES, {"cpu": 4, "gpu": 21}),
+    "table_1e": Table(
+        "Table 1e: size of the image and depth", TABLE_1E, {"cpu": TASKS["cpu"]}, RATES, {"cpu": 6}
+    ),
+    "table_1e_resnet": Table(
+        "Table 1e: size of the image and depth, ResNets", TABLE_1E_RESNET, {"gpu": TASKS["gpu"]}, RATES, {"gpu": 25}
+    ),
     "table_1d": Table("Table 1d: OHEM against focal loss", TABLE_1D, TASKS, RATES, {"cpu": 6, "gpu": 30}),
     "table_long": Table(
         "the losses of Table 1b, trained longer", TABLE_LONG, TASKS, RATES, {"cpu": 5, "gpu": 29}
