@@ -175,7 +175,7 @@ MAP_DENSITIES: dict[str, dict[str, Any]] = {
     "9": {"objects": (30, 40), "empty": 0.0}, "93": {"objects": (2, 2), "empty": 0.0},
     "930": {"objects": (1, 1), "empty": 0.8}, "4650": {"objects": (1, 1), "empty": 0.96},
 }  # fmt: skip
-MAP_STEPS = (150, 450, 1350)
+MAP_STEPS = (150, 400, 1000)
 MAP_LOSSES = ("ce", "bce_0_75", "fl_0_5_0_5", "fl_2_0_25")
 MAP = {
     key(name, "to", density, "steps", steps): {
