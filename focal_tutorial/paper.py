@@ -114,7 +114,7 @@ TABLE_1D = {
 
 # Anchors, on shapes drawn out to up to three times their width: their boxes are 1 : 2.7 to 2.7 : 1.
 TABLE_1C = {
-    key("scales", scales, "ratios", ratios): {
+    key("anchors", scales, ratios): {
         **FL2, "title": f"{scales} scale{'s' if scales > 1 else ''}, {ratios} ratio{'s' if ratios > 1 else ''}",
         "shapes": {"stretch": (1.0, 3.0)},
         "model": {
