@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import torch
 
@@ -121,13 +121,21 @@ def run_cells(
             missing.append(index)
         else:
             yield index, record
-    if jobs > 1 and len(missing) > 1:
-        yield from _side_by_side(work, configs, missing, store, root, jobs)
-        return
+    with _stopped_by_sigterm():
+        if jobs > 1 and len(missing) > 1:
+            yield from _side_by_side(work, configs, missing, store, root, jobs)
+        else:
+            yield from _in_turn(work, configs, missing, store, root)
+
+
+def _in_turn(
+    work: Work, configs: Sequence[Config], missing: list[int], store: Path, root: Path | str | None
+) -> Iterator[tuple[int, Record]]:
+    """The missing cells one after the other, in this process."""
     busy: list[int] = []
     for wait, indices in ((False, missing), (True, busy)):
         for index in indices:
-            with _memory_explained():
+            with memory_explained():
                 record = _attempt(work, configs[index], store, root, wait)
             if record is None:
                 busy.append(index)
@@ -142,7 +150,7 @@ def _side_by_side(
     queue = deque((index, False) for index in missing)
     under_way: dict[Connection, int] = {}
     failure: Exception | None = None
-    with _stopped_by_sigterm(), _processes(min(jobs, len(missing))) as free:
+    with _processes(min(jobs, len(missing))) as free:
         while True:
             while queue and free and failure is None:
                 index, wait = queue.popleft()
@@ -152,8 +160,8 @@ def _side_by_side(
                     connection.send((work, configs[index], store, root, wait))
             if not under_way:
                 break
-            for ready in multiprocessing.connection.wait(list(under_way)):
-                assert isinstance(ready, Connection)
+            for waiting in multiprocessing.connection.wait(list(under_way)):
+                ready = cast(Connection, waiting)
                 index = under_way.pop(ready)
                 try:
                     record, error = ready.recv()
@@ -231,16 +239,16 @@ def _serve(connection: Connection) -> None:
     """The life of one process: cells come in, `(record, error)` goes out; it ends with its parent, or on SIGTERM."""
     if hasattr(os, "setsid"):
         os.setsid()  # what is sent to the parent's group comes once, from the parent: a second signal would kill
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        threading.Thread(target=_stop_with_parent, daemon=True).start()
         while True:
             arguments = connection.recv()
             answer: tuple[Record | None, Exception | None]
             try:
-                with _memory_explained():
+                with memory_explained():
                     answer = _attempt(*arguments), None
-            except InputError as error:
+            except (InputError, OSError) as error:
                 answer = None, error
             except Exception as error:
                 answer = None, RuntimeError(f"{type(error).__name__}: {error} (one job at a time shows where)")
@@ -257,7 +265,8 @@ def _stop_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _memory_explained() -> Iterator[None]:
+def memory_explained() -> Iterator[None]:
+    """Within it, a GPU without memory left is an InputError that says what to do."""
     try:
         yield
     except torch.OutOfMemoryError as error:

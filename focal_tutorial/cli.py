@@ -251,8 +251,11 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, typer.Abort):
-        again = "; the same command with --resume goes on from the last checkpoint" if "train" in words[:2] else ""
-        typer.echo(f"stopped{again}", err=True)
+        again = {
+            "train": "; the same command with --resume goes on from the last checkpoint",
+            "experiment": "; the same command goes on where it was stopped",
+        }
+        typer.echo(f"stopped{next((again[word] for word in words[:2] if word in again), '')}", err=True)
         return INTERRUPTED
     except Exception as error:
         if debug:

@@ -37,7 +37,7 @@ from focal_tutorial.evaluate import evaluate
 from focal_tutorial.paper import TABLES
 from focal_tutorial.results import peak_memory, save_result
 from focal_tutorial.schedules import run_warmup, warmup_recipe
-from focal_tutorial.table_run import run_table
+from focal_tutorial.table_run import run_table, table_cells
 from focal_tutorial.tables import Table
 from focal_tutorial.train import TrainConfig, load_checkpoint, train
 from focal_tutorial.training_cost import PRECISIONS, THROUGHPUT_RECIPES, precision_recipe, run_precision, run_throughput
@@ -216,6 +216,8 @@ def run_experiment(
     profile, experiment = pick_profile(profile), EXPERIMENTS[name]
     if profile not in experiment.recipes:
         raise InputError(f"{name} has no profile {profile}; there is: {', '.join(experiment.recipes)}")
+    if jobs < 1:
+        raise InputError(f"jobs: at least 1 wanted, got {jobs}")
     files = Path(results) if results is not None else Path(out)
     if isinstance(experiment, Table):
         if changes:
@@ -243,6 +245,22 @@ def run_experiment(
             folder=_made(files),
         )
     return path
+
+
+def out_of_date(result: dict[str, Any], experiment: Experiment | Table, profile: str) -> list[str]:
+    """Where a result is not what the present code would run, as sentences: another configuration, other runs."""
+    problems = []
+    if result["config"] != json.loads(json.dumps(experiment.recipes[profile])):
+        problems.append("its configuration is another than the experiment's")
+    if isinstance(experiment, Table):
+        wanted = {f"{setting}, seed {seed}" for setting, seed in table_cells(experiment, profile)}
+        found = {f"{setting}, seed {run['seed']}" for run in result["runs"] for setting in run["metrics"]}
+    else:
+        first = experiment.first_seed
+        wanted = {f"seed {seed}" for seed in range(first, first + experiment.seeds)}
+        found = {f"seed {run['seed']}" for run in result["runs"]}
+    problems += [f"{run} is missing" for run in sorted(wanted - found)]
+    return problems + [f"{run} is not of the experiment" for run in sorted(found - wanted)]
 
 
 def _seed(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from focal_tutorial.cells import Config, Record, read_cell, run_cells
+from focal_tutorial.cells import Config, Record, memory_explained, read_cell, run_cells
 from focal_tutorial.results import save_result
+from focal_tutorial.table_cost import table_cost
 from focal_tutorial.tables import Table, cell_config, train_cell
+from focal_tutorial.train_log import percent
 
 Place = tuple[str, int]  # setting and seed: where a cell stands in its table
 
@@ -51,7 +56,8 @@ def run_table(
         out: folder whose `cells` all tables and profiles share.
         results: folder for the result file.
         root: data root.
-        report: gets a line before the first cell and one after each.
+        report: gets a line before the first cell, with the time that a few steps of each kind of cell let expect, and
+            one after each cell.
 
     Raises:
         InputError: what a cell raises, or a process that died.
@@ -62,17 +68,21 @@ def run_table(
     found = {place: read_cell(store, config) for place, config in cells.items()}
     records = {place: record for place, record in found.items() if record is not None}
     missing = [place for place in cells if place not in records]
-    there = f" ({len(records)} are there already)" if records else ""
-    report(f"{name}, {profile}: {len(cells)} cells{there}")
     if records:
         write_table(name, table, profile, records, results)
-    running = run_cells(train_cell, [cells[place] for place in missing], store, root, jobs=jobs)
+    configs = [cells[place] for place in missing]
+    with memory_explained():
+        cost = table_cost(configs, root)
+    forecast = _Forecast(dict(zip(missing, cost, strict=True)), min(jobs, len(missing), os.cpu_count() or 1))
+    report(f"{name}, {profile}: {forecast.before(len(cells), jobs)}")
+    running = run_cells(train_cell, configs, store, root, jobs=jobs)
     with contextlib.closing(running):  # at once, whatever happens here: its processes stop with it
         for index, record in running:
             place = missing[index]
             records[place] = record
             write_table(name, table, profile, records, results)
-            report(f"[{len(records):{len(str(len(cells)))}}/{len(cells)}] {_in_short(place, record)}")
+            number = f"{len(records):{len(str(len(cells)))}}/{len(cells)}"
+            report(f"[{number}] {_in_short(place, record)}{forecast.after(place, record)}")
     return write_table(name, table, profile, records, results)
 
 
@@ -116,5 +126,42 @@ def _different(records: dict[Any, Record], key: str) -> list[str]:
 
 def _in_short(place: Place, record: Record) -> str:
     """`fl_2_0_25, seed 0: AP 34.1, 31 s`."""
-    found = "diverged" if record["diverged"] else f"AP {100 * (record['metrics']['AP'] or 0.0):.1f}"
+    found = "diverged" if record["diverged"] else f"AP {percent(record['metrics']['AP'])}"
     return f"{place[0]}, seed {place[1]}: {found}, {record['seconds']:.0f} s"
+
+
+@dataclass
+class _Forecast:
+    """What is left to do, in words.
+
+    Attributes:
+        expected: seconds that each missing cell was expected to take.
+        at_once: how many of them can run side by side.
+    """
+
+    expected: dict[Place, float]
+    at_once: int
+    done: float = 0.0  # seconds expected of the finished cells, and what they took
+    taken: float = 0.0
+    start: float = field(default_factory=time.perf_counter)
+
+    def before(self, cells: int, jobs: int) -> str:
+        """`28 cells (12 are there already), about 9 min with 2 jobs`."""
+        there = cells - len(self.expected)
+        if not self.expected:
+            return f"{cells} cells, all there already"
+        known = f" ({there} {'are' if there > 1 else 'is'} there already)" if there else ""
+        wall = sum(self.expected.values()) / self.at_once
+        return f"{cells} cells{known}, about {_minutes(wall)} with {jobs} job{'s' * (jobs > 1)}"
+
+    def after(self, place: Place, record: Record) -> str:
+        """`; about 14 min left`: the rest takes as much longer than expected as what is done has."""
+        whole = self.done + sum(self.expected.values())
+        self.done += self.expected.pop(place)
+        self.taken += record["seconds"]
+        left = self.taken / self.done * whole / self.at_once - (time.perf_counter() - self.start)
+        return f"; about {_minutes(left)} left" if self.expected else ""
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(seconds, 1):.0f} s"

@@ -34,6 +34,7 @@ from focal_tutorial.results import describe_device, git_commit, peak_memory
 from focal_tutorial.retinanet import RetinaNet, build_model
 from focal_tutorial.sampling import mine_hard_negatives, mine_online
 from focal_tutorial.train import TrainConfig, train
+from focal_tutorial.train_setup import computing
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "focal": sigmoid_focal_loss, "star": focal_loss_star, "hinge": hinge_loss,
@@ -164,6 +165,11 @@ def cell_model(config: Config, training: TrainConfig) -> RetinaNet:
 def train_cell(config: Config, folder: Path, root: Path | str | None = None) -> Record:
     """Train a cell, or go on with it, and test it.
 
+    Args:
+        config: of `cell_config`.
+        folder: of the training run; what a stopped one left there is gone on from.
+        root: data root.
+
     Returns:
         "metrics": COCO's on the test images with the paper's score threshold, "AP_any" the AP without one (every
             detection counts, however unsure), "validation_AP"; all 0 for a run whose loss is not finite.
@@ -171,9 +177,18 @@ def train_cell(config: Config, folder: Path, root: Path | str | None = None) -> 
         "diverged": at which step the loss was not finite, in words, else `None`.
         "seconds", "peak_memory_mib", "device", "commit": what it cost, where, and with which code.
     """
-    start, commit = time.perf_counter(), git_commit()
     training = cell_training(config, folder, root)
-    training.resume = (folder / "last.pt").exists()
+    with computing(training):
+        return _train_and_test(config, training, folder, root)
+
+
+def _train_and_test(config: Config, training: TrainConfig, folder: Path, root: Path | str | None) -> Record:
+    start, commit = time.perf_counter(), git_commit()
+    if training.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    if (folder / "last.pt").exists():
+        training.resume = True
+        start -= read_checkpoint(folder / "last.pt")["seconds"]  # it has cost these too
     model = cell_model(config, training)
     metrics: dict[str, Any] = dict.fromkeys((*METRICS, "AP_any", "validation_AP"), 0.0)
     diverged, measured = None, None
