@@ -1,0 +1,169 @@
+"""The advantage of each loss over cross entropy as a map over imbalance and schedule, and what changes along its axes.
+
+The map is read from a result of `focal_tutorial.paper.TABLES["imbalance_map"]` or of its finer sister for a GPU, whose
+settings are named LOSS_to_IMBALANCE_steps_STEPS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from focal_tutorial.focal_term import focal_term_derivative
+from focal_tutorial.imbalance import imbalance_report
+from focal_tutorial.retinanet import build_model
+from focal_tutorial.table_view import Difference, Row, paired, row
+from focal_tutorial.tables import cell_config, cell_data
+
+Place = tuple[str, int, int]  # loss, imbalance, steps
+FLOOR = 1.0  # AP in points that one loss has to reach before a field says anything about losses
+
+
+@dataclass(frozen=True)
+class AdvantageMap:
+    """AP of a few losses over imbalance and schedule; a **field** is one imbalance with one schedule.
+
+    Attributes:
+        losses: name → title, the reference first.
+        imbalance: background anchors to one of foreground as the settings are named, ascending.
+        steps: lengths of the schedules, ascending.
+        rows: (loss, imbalance, steps) → AP in points of each seed. What has not been run is missing.
+    """
+
+    losses: dict[str, str]
+    imbalance: tuple[int, ...]
+    steps: tuple[int, ...]
+    rows: dict[Place, Row]
+
+    @property
+    def reference(self) -> str:
+        """The loss that the others are compared with."""
+        return next(iter(self.losses))
+
+    def advantage(self, loss: str, imbalance: int, steps: int) -> Difference | None:
+        """AP of `loss` minus that of the reference, seed by seed; `None` where one of the two has not been run.
+
+        Told apart from 0 (`Difference.clear`) is what leaves 0 out of its 95 % interval by Student's t. With three
+        seeds that interval is 2.5 standard deviations of the difference to each side: it overlooks much, and of twenty
+        fields without any difference it still reports one.
+        """
+        mine, other = (self.rows.get((name, imbalance, steps)) for name in (loss, self.reference))
+        return None if mine is None or other is None else paired(mine, other)
+
+    def silent(self, imbalance: int, steps: int) -> bool:
+        """Whether no loss reaches an AP of `FLOOR` here: then a difference of 0 says nothing about the losses."""
+        found = [self.rows[p].mean for name in self.losses if (p := (name, imbalance, steps)) in self.rows]
+        return bool(found) and max(found) < FLOOR
+
+    def best(self, imbalance: int, steps: int) -> list[str]:
+        """The losses that may be the best of a field: the highest mean, then all that are not told apart from it.
+
+        Empty where the field is silent or a loss has not been run.
+        """
+        found = {name: self.rows.get((name, imbalance, steps)) for name in self.losses}
+        known = {name: one for name, one in found.items() if one is not None}
+        if len(known) < len(found) or self.silent(imbalance, steps):
+            return []
+        first, *others = sorted(known, key=lambda name: -known[name].mean)
+        return [first, *(name for name in others if not paired(known[first], known[name]).clear)]
+
+
+def advantage_map(result: Mapping[str, Any], metric: str = "AP") -> AdvantageMap:
+    """The map of a result.
+
+    Args:
+        result: as `load_result` returns it. Settings that no run has are left out.
+        metric: "AP" (detections of a score above 0.05), "AP_any" (all) or another one that comes in points.
+
+    Raises:
+        ValueError: no setting has a name of a map.
+    """
+    losses: dict[str, str] = {}
+    found: dict[Place, Row] = {}
+    for setting, settings in result["config"]["settings"].items():
+        loss, _, place = setting.partition("_to_")
+        imbalance, _, steps = place.partition("_steps_")
+        if not (imbalance.isdigit() and steps.isdigit()):
+            continue
+        losses.setdefault(loss, settings["title"].partition(", 1 : ")[0])
+        if any(setting in run["metrics"] for run in result["runs"]):
+            found[loss, int(imbalance), int(steps)] = row(result, setting, metric)
+    if not found:
+        raise ValueError("no setting of the result is named LOSS_to_IMBALANCE_steps_STEPS")
+    imbalances, lengths = {place[1] for place in found}, {place[2] for place in found}
+    return AdvantageMap(losses, tuple(sorted(imbalances)), tuple(sorted(lengths)), found)
+
+
+@dataclass(frozen=True)
+class SceneCount:
+    """The training images of a setting, counted.
+
+    Attributes:
+        imbalance: background anchors to one of foreground.
+        objects: an image, on average.
+        empty: share of the images without an object.
+        foreground: foreground anchors to an object.
+    """
+
+    imbalance: float
+    objects: float
+    empty: float
+    foreground: float
+
+
+def count_scenes(setting: dict[str, Any], task: dict[str, Any], images: int | None = None) -> SceneCount:
+    """Count what a setting trains on, from its scenes and its anchors; no image is drawn.
+
+    Args:
+        setting, task: as for `focal_tutorial.tables.cell_config`.
+        images: the first so many; by default all training images.
+    """
+    config = cell_config({**setting, "lr": 0.0}, task, {}, seed=0)
+    if images is not None:
+        config["shapes"]["num_train"] = images
+    canvas = config["train"]["canvas"]
+    model = build_model({"num_classes": 3, "canvas": canvas, **config["model"]})
+    given = config["model"]
+    thresholds = {name: given[name] for name in ("foreground_iou", "background_iou") if name in given}
+    report = imbalance_report(cell_data(config, "train"), model.anchors, canvas=tuple(canvas), **thresholds)
+    boxes = max(report.boxes, 1)
+    return SceneCount(
+        imbalance=report.ratio or float("inf"),
+        objects=report.boxes / report.images,
+        empty=report.images_without_boxes / report.images,
+        foreground=report.foreground.mean * report.images / boxes,
+    )
+
+
+def first_push(
+    imbalance: float, alpha: float | None, gamma: float, *, prior: float = 0.01, num_classes: int = 3
+) -> float:
+    """How much harder background pushes all answers down than objects pull them up, before the first step.
+
+    Every answer is π then, so that the gradient of the loss by a shift of all logits has a closed form: with n
+    background anchors to one of foreground and K classes, one term pulls by α |dFL(x_t)/dx_t| at p_t = π, and
+    K n + K - 1 terms push by 1 - α times that at p_t = 1 - π.
+
+    Args:
+        imbalance: n.
+        alpha: weight of the objects' terms; `None` for equal weights.
+        gamma: ≥ 0.
+        prior: π in (0, 1).
+        num_classes: K.
+
+    Returns:
+        push / pull.
+    """
+    x = torch.logit(torch.tensor([prior, 1 - prior], dtype=torch.float64))  # (2,) logits of the truth
+    pull, push = focal_term_derivative(x, gamma).abs().tolist()
+    weight = 1.0 if alpha is None else (1 - alpha) / alpha
+    return float(weight * push * (num_classes * imbalance + num_classes - 1) / pull)
+
+
+def even_imbalance(alpha: float | None, gamma: float, *, prior: float = 0.01, num_classes: int = 3) -> float:
+    """The imbalance at which `first_push` is 1: above it the first steps push answers down, below it up."""
+    at_0, at_1 = (first_push(n, alpha, gamma, prior=prior, num_classes=num_classes) for n in (0.0, 1.0))
+    return (1 - at_0) / (at_1 - at_0)
