@@ -14,6 +14,7 @@ from focal_tutorial.plotting.paper_tables import (
     BETTER,
     UNCLEAR,
     WORSE,
+    plot_against_ratio,
     plot_differences,
     plot_effective,
     plot_grid,
@@ -64,6 +65,15 @@ def test_differences_are_coloured_by_their_interval(ax: Axes) -> None:
     assert [line.get_color() for line in marks] == [BETTER, WORSE, UNCLEAR]
     assert "a +2.0 ± 0.2, b -2.0 ± 0.2, c +0.8 ± 5.0 ?" in alt
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b", "c"]
+
+
+def test_points_stand_at_their_ratio(ax: Axes) -> None:
+    points = {"γ = 0": [(0.1, Row("a", "A", {0: 10.0, 1: 14.0})), (5.0, Row("b", "B", {0: 30.0}))]}
+    alt = plot_against_ratio(ax, points, xlabel="pull of objects")
+    (line,) = (line for line in ax.lines if line.get_markersize() == 6)
+    assert np.asarray(line.get_xdata()).tolist() == [0.1, 5.0] and drawn(line) == [12.0, 30.0]
+    assert ax.get_xscale() == "log" and ax.get_xlabel() == "pull of objects"
+    assert "γ = 0: 12.0 ± 2.8 at 0.1, 30.0 at 5" in alt
 
 
 def test_effective_losses_have_the_colour_of_their_verdict(ax: Axes) -> None:

@@ -35,7 +35,7 @@ def plot_spread(
         joined: whether a line joins the means of a series; not for places without an order.
         xlabel, ylabel, title: texts.
     """
-    told, shift = [], 0.16 if len(series) > 1 else 0.0
+    told, shift = [], 0.24 if len(series) > 1 else 0.0
     for i, (name, entries) in enumerate(series.items()):
         known = [(place, entry) for place, entry in enumerate(entries) if entry is not None]
         x = np.array([place for place, _ in known]) + shift * (i - (len(series) - 1) / 2)
@@ -47,7 +47,7 @@ def plot_spread(
         for place, (_, entry) in zip(x, known, strict=True):
             if isinstance(entry, Row):
                 dots = list(entry.values.values())
-                ax.plot([place + 0.07] * len(dots), dots, "o", markersize=2.8, color="white", markeredgecolor=colour,
+                ax.plot([place + 0.09] * len(dots), dots, "o", markersize=2.8, color="white", markeredgecolor=colour,
                         markeredgewidth=0.8, zorder=4)  # fmt: skip
         values = (f"{labels[place]}: {e}" if isinstance(e, Row) else f"{labels[place]}: {e:.1f}" for place, e in known)
         told.append(f"{name}: {', '.join(values)}")
@@ -86,7 +86,8 @@ def plot_grid(
     for (column, line), cell in cells.items():
         values[lines.index(line), columns.index(column)] = cell.mean if isinstance(cell, Row) else cell
     low, high = np.nanmin(values), np.nanmax(values)
-    ax.imshow(values, cmap="Blues", vmin=low - 0.15 * (high - low), vmax=high + 0.35 * (high - low), aspect="auto")
+    ax.imshow(values, cmap="Blues", vmin=low - 0.1 * (high - low), vmax=high + 0.7 * (high - low), aspect="auto")
+    ax.grid(False)
     for (column, line), cell in cells.items():
         x, y = columns.index(column), lines.index(line)
         text = f"{cell.mean:.1f}\n± {cell.sd or 0:.1f}" if isinstance(cell, Row) else f"{cell:.0f}"
@@ -133,6 +134,32 @@ def plot_differences(
     return f"{title + '. ' if title else ''}{xlabel}, with the half width of the 95 % interval: {told}."
 
 
+def plot_against_ratio(
+    ax: Axes, points: Mapping[str, Sequence[tuple[float, Row]]], *, xlabel: str, ylabel: str = "AP", title: str = ""
+) -> str:
+    """AP over a ratio, one point a setting: mean ± sample standard deviation over a logarithmic axis.
+
+    Args:
+        ax: to draw on.
+        points: group → its settings as (ratio > 0, row), ascending by ratio; a line joins a group.
+        xlabel, ylabel, title: texts.
+    """
+    told = []
+    for i, (group, settings) in enumerate(points.items()):
+        ax.errorbar([ratio for ratio, _ in settings], [r.mean for _, r in settings],
+                    [r.sd or 0.0 for _, r in settings], color=PALETTE[i % len(PALETTE)],
+                    marker=MARKERS[i % len(MARKERS)], markersize=6, capsize=2.5, linewidth=1.1, elinewidth=1,
+                    label=group)  # fmt: skip
+        told.append(f"{group}: {', '.join(f'{r} at {ratio:.2g}' for ratio, r in settings)}")
+    tidy(ax, grid="both")
+    ax.set_xscale("log")
+    ax.set_xlabel(xlabel, fontsize=9, color=INK)
+    ax.set_ylabel(ylabel, fontsize=9, color=INK)
+    ax.set_title(title, fontsize=10, loc="left", color=INK)
+    ax.legend(fontsize=8.5, frameon=False)
+    return f"{title + '. ' if title else ''}{ylabel} over {xlabel}. {'; '.join(told)}."
+
+
 def plot_effective(
     ax: Axes,
     x: Tensor,
@@ -159,7 +186,8 @@ def plot_effective(
             colour, word = UNCLEAR, "not clearly different"
             if verdict.clear:
                 colour, word = (BETTER, "better") if verdict.mean > 0 else (WORSE, "worse")
-        ax.plot(x.tolist(), values.tolist(), color=colour, linestyle="--" if verdict is None else "-", linewidth=1.6)
+        ax.plot(x.tolist(), values.tolist(), color=colour, linewidth=1.6,
+                linestyle="--" if verdict is None else "-", zorder=5 if verdict is None else 2)  # fmt: skip
         told.append(f"{name} ({word})")
     for word, colour in (("better", BETTER), ("not clear", UNCLEAR), ("worse", WORSE)):
         ax.plot([], [], color=colour, label=word)
