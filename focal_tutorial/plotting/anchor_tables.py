@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import NDArray
 
 from focal_tutorial.coverage import Array, LevelGrid
 from focal_tutorial.plotting.paper_tables import MARKERS
@@ -17,7 +18,13 @@ Point = tuple[str, Row | float, Row | float]  # name, milliseconds, AP
 
 
 def plot_box_shapes(
-    ax: Axes, boxes: Array, reached: Array, grids: Sequence[LevelGrid], *, title: str = "", ylabel: bool = True
+    ax: Axes,
+    boxes: Array,
+    reached: NDArray[np.bool_],
+    grids: Sequence[LevelGrid],
+    *,
+    title: str = "",
+    ylabel: bool = True,
 ) -> str:
     """Width and height of boxes as dots, coloured by whether an anchor reaches them, and of the anchors as crosses.
 
@@ -96,17 +103,17 @@ def plot_speed(ax: Axes, series: Mapping[str, Sequence[Point]], *, xlabel: str =
     told = []
     for i, (name, points) in enumerate(series.items()):
         colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
-        (x, dx), (y, dy) = (_with_spread([point[axis] for point in points]) for axis in (1, 2))
+        names = [point[0] for point in points]
+        (x, dx), (y, dy) = _with_spread([point[1] for point in points]), _with_spread([point[2] for point in points])
         ax.errorbar(x, y, dy if any(dy) else None, dx if any(dx) else None, color=colour, marker=marker,
                     markersize=6, capsize=2.5, linewidth=1.6, elinewidth=1.2, label=name)  # fmt: skip
-        for (text, *_), place in zip(points, zip(x, y, strict=True), strict=True):
-            below = i % 2 == 0
+        below = i % 2 == 0
+        for text, place in zip(names, zip(x, y, strict=True), strict=True):
             ax.annotate(text, place, xytext=(6, -7) if below else (-6, 7), textcoords="offset points",
                         ha="left" if below else "right", va="top" if below else "bottom", fontsize=8.5,
                         color=colour)  # fmt: skip
-        told.append(
-            name + ": " + ", ".join(f"{t} {a:.1f} ms, AP {b:.1f}" for (t, *_), a, b in zip(points, x, y, strict=True))
-        )
+        reached = (f"{text} {a:.1f} ms, AP {b:.1f}" for text, a, b in zip(names, x, y, strict=True))
+        told.append(f"{name}: {', '.join(reached)}")
     tidy(ax, grid="both")
     ax.margins(0.12, 0.16)
     ax.set_xlabel(xlabel or "milliseconds an image", fontsize=9, color=INK)
