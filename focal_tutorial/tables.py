@@ -39,6 +39,7 @@ from focal_tutorial.train_setup import computing
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "focal": sigmoid_focal_loss, "star": focal_loss_star, "hinge": hinge_loss,
 }  # fmt: skip
+MATCHING = ("foreground_iou", "background_iou", "low_quality_iou")  # of a model's options, the criterion's
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 
 
@@ -120,7 +121,7 @@ def cell_criterion(config: Config) -> Criterion:
     return Criterion(
         classification_loss=loss,
         sampler=cell_sampler(config["sampler"]) if config["sampler"] else None,
-        **{name: config["model"][name] for name in ("foreground_iou", "background_iou") if name in config["model"]},
+        **{name: config["model"][name] for name in MATCHING if name in config["model"]},
     )
 
 
