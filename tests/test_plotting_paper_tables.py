@@ -69,8 +69,10 @@ def test_differences_are_coloured_by_their_interval(ax: Axes) -> None:
 
 def test_points_stand_at_their_ratio(ax: Axes) -> None:
     points = {"γ = 0": [(0.1, Row("a", "A", {0: 10.0, 1: 14.0})), (5.0, Row("b", "B", {0: 30.0}))]}
-    alt = plot_against_ratio(ax, points, xlabel="pull of objects")
-    (line,) = (line for line in ax.lines if line.get_markersize() == 6)
+    points["FL*"] = [(1.0, Row("c", "C", {0: 20.0}))]
+    alt = plot_against_ratio(ax, points, loose=["FL*"], xlabel="pull of objects")
+    line, apart = (line for line in ax.lines if line.get_markersize() == 6)
+    assert line.get_linewidth() > 0 and apart.get_linewidth() == 0
     assert np.asarray(line.get_xdata()).tolist() == [0.1, 5.0] and drawn(line) == [12.0, 30.0]
     assert ax.get_xscale() == "log" and ax.get_xlabel() == "pull of objects"
     assert "γ = 0: 12.0 ± 2.8 at 0.1, 30.0 at 5" in alt

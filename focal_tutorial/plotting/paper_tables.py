@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -135,20 +135,27 @@ def plot_differences(
 
 
 def plot_against_ratio(
-    ax: Axes, points: Mapping[str, Sequence[tuple[float, Row]]], *, xlabel: str, ylabel: str = "AP", title: str = ""
+    ax: Axes,
+    points: Mapping[str, Sequence[tuple[float, Row]]],
+    *,
+    loose: Collection[str] = (),
+    xlabel: str,
+    ylabel: str = "AP",
+    title: str = "",
 ) -> str:
     """AP over a ratio, one point a setting: mean ± sample standard deviation over a logarithmic axis.
 
     Args:
         ax: to draw on.
         points: group → its settings as (ratio > 0, row), ascending by ratio; a line joins a group.
+        loose: groups whose points are not joined.
         xlabel, ylabel, title: texts.
     """
     told = []
     for i, (group, settings) in enumerate(points.items()):
         ax.errorbar([ratio for ratio, _ in settings], [r.mean for _, r in settings],
                     [r.sd or 0.0 for _, r in settings], color=PALETTE[i % len(PALETTE)],
-                    marker=MARKERS[i % len(MARKERS)], markersize=6, capsize=2.5, linewidth=1.1, elinewidth=1,
+                    marker=MARKERS[i % len(MARKERS)], markersize=6, capsize=2.5, linewidth=0 if group in loose else 1.1, elinewidth=1,
                     label=group)  # fmt: skip
         told.append(f"{group}: {', '.join(f'{r} at {ratio:.2g}' for ratio, r in settings)}")
     tidy(ax, grid="both")
