@@ -155,8 +155,8 @@ def plot_against_ratio(
     for i, (group, settings) in enumerate(points.items()):
         ax.errorbar([ratio for ratio, _ in settings], [r.mean for _, r in settings],
                     [r.sd or 0.0 for _, r in settings], color=PALETTE[i % len(PALETTE)],
-                    marker=MARKERS[i % len(MARKERS)], markersize=6, capsize=2.5, linewidth=0 if group in loose else 1.1, elinewidth=1,
-                    label=group)  # fmt: skip
+                    marker=MARKERS[i % len(MARKERS)], markersize=6, capsize=2.5,
+                    linewidth=0 if group in loose else 1.1, elinewidth=1, label=group)  # fmt: skip
         told.append(f"{group}: {', '.join(f'{r} at {ratio:.2g}' for ratio, r in settings)}")
     tidy(ax, grid="both")
     ax.set_xscale("log")
