@@ -209,6 +209,15 @@ def map_settings(
 
 
 MAP = map_settings(MAP_DENSITIES, MAP_STEPS, MAP_LOSSES, {"num_train": 2000, "num_val": 20, "num_test": 250})
+# Cross entropy at the rate of the other three: is what it loses, or gains, in a field the loss's or its rate's?
+MAP_CE_RATE = {
+    name.replace("ce_", "ce_0_002_", 1): {
+        **{k: v for k, v in setting.items() if k != "family"},
+        "title": setting["title"].replace("CE", "CE, rate 0.002"), "lr": 0.002,
+    }
+    for name, setting in MAP.items()
+    if name.startswith("ce_")
+}  # fmt: skip
 MAP_FINE = map_settings(FINE_DENSITIES, FINE_STEPS, FINE_LOSSES, {"num_train": 8000, "num_val": 50, "num_test": 500})
 
 BCCD_TASKS: dict[str, dict[str, Any]] = {
@@ -278,6 +287,9 @@ TABLES = {
     "hinge": Table("the hinge loss", HINGE, TASKS, RATES, {"cpu": 3, "gpu": 15}),
     "imbalance_map": Table(
         "advantage over CE by imbalance and schedule", MAP, {"cpu": TASKS["cpu"]}, RATES, {"cpu": 22}
+    ),
+    "imbalance_map_rate": Table(
+        "cross entropy in the map at the other losses' rate", MAP_CE_RATE, {"cpu": TASKS["cpu"]}, RATES, {"cpu": 4}
     ),
     "imbalance_map_fine": Table(  # not tried yet
         "the same, with more densities, schedules and losses", MAP_FINE, {"gpu": TASKS["gpu"]}, RATES, {"gpu": 125}

@@ -125,3 +125,13 @@ def test_fine_map_has_the_coarse_one_s_shape_and_leaves_its_cells_alone() -> Non
 def test_fine_scenes_are_as_imbalanced_as_they_are_named(density: str, images: int) -> None:
     counted = count_scenes(TABLES["imbalance_map_fine"].settings[f"ce_to_{density}_steps_1000"], TASKS["gpu"], images)
     assert int(density) / 1.35 < counted.imbalance < 1.35 * int(density)
+
+
+def test_cross_entropy_at_the_others_rate_is_the_same_but_for_its_rate() -> None:
+    ours, others = TABLES["imbalance_map"], TABLES["imbalance_map_rate"]
+    assert len(others.settings) == 12
+    for name, setting in others.settings.items():
+        config = cell_config(setting, TASKS["cpu"], others.rates["cpu"], 0)
+        same = cell_config(ours.settings[name.replace("_0_002", "")], TASKS["cpu"], ours.rates["cpu"], 0)
+        assert {key for key in config if config[key] != same[key]} == {"lr"}
+        assert config["lr"] == ours.rates["cpu"]["focal"] == ours.rates["cpu"]["bce"]
