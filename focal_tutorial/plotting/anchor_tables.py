@@ -73,7 +73,7 @@ def plot_selected(
         ax: to draw on.
         batches: anchors chosen an image; one group each.
         kept: way → a number for each batch.
-        limit: a dashed line at what there is.
+        limit: a dashed line: what it would be with all anchors.
         ylabel, title: texts.
     """
     width = 0.8 / len(kept)
@@ -81,7 +81,7 @@ def plot_selected(
         x = np.arange(len(batches)) + width * (i - (len(kept) - 1) / 2)
         ax.bar(x, values, 0.9 * width, color=PALETTE[i % len(PALETTE)], label=name)
     if limit is not None:
-        ax.axhline(limit, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="all there are")
+        ax.axhline(limit, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="all anchors")
     tidy(ax)
     ax.set_xticks(range(len(batches)), [str(batch) for batch in batches])
     ax.set_xlabel("anchors chosen an image", fontsize=9, color=INK)
@@ -109,9 +109,8 @@ def plot_speed(ax: Axes, series: Mapping[str, Sequence[Point]], *, xlabel: str =
                     markersize=6, capsize=2.5, linewidth=1.6, elinewidth=1.2, label=name)  # fmt: skip
         below = i % 2 == 0
         for text, place in zip(names, zip(x, y, strict=True), strict=True):
-            ax.annotate(text, place, xytext=(6, -7) if below else (-6, 7), textcoords="offset points",
-                        ha="left" if below else "right", va="top" if below else "bottom", fontsize=8.5,
-                        color=colour)  # fmt: skip
+            ax.annotate(text, place, xytext=(0, -8 if below else 8), textcoords="offset points", ha="center",
+                        va="top" if below else "bottom", fontsize=8.5, color=colour)  # fmt: skip
         reached = (f"{text} {a:.1f} ms, AP {b:.1f}" for text, a, b in zip(names, x, y, strict=True))
         told.append(f"{name}: {', '.join(reached)}")
     tidy(ax, grid="both")
