@@ -8,7 +8,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from focal_tutorial.advantage import AdvantageMap
-from focal_tutorial.plotting.advantage import DIVERGING, plot_advantage, plot_advantage_map, plot_best, plot_levels
+from focal_tutorial.plotting.advantage import (
+    DIVERGING,
+    plot_advantage,
+    plot_advantage_map,
+    plot_best,
+    plot_first_answers,
+    plot_levels,
+)
 from focal_tutorial.plotting.style import PALETTE
 from focal_tutorial.table_view import Row
 
@@ -85,3 +92,11 @@ def test_levels_are_means_with_their_spread_on_one_scale(fields: AdvantageMap) -
     assert lines[0].get_xdata() == pytest.approx([7.1, 901], rel=0.05)
     assert ax.get_xscale() == "log" and ax.get_ylim()[0] == 0 and ax.get_ylim()[1] > 50
     assert "CE 20.0, 0.0" in alt
+
+
+def test_first_answers_fall_on_a_logarithmic_axis_past_the_base_rate() -> None:
+    ax = Figure().subplots()
+    alt = plot_first_answers(ax, [0, 10, 20], {"CE": [0.01, 1e-4, 1e-9], "FL": [0.01, 0.008, 0.003]}, 1e-3)
+    assert [list(line.get_ydata()) for line in ax.lines] == [[0.01, 1e-4, 1e-9], [0.01, 0.008, 0.003], [1e-3, 1e-3]]
+    assert ax.get_yscale() == "log" and ax.lines[0].get_color() != ax.lines[1].get_color()
+    assert "CE from 1e-02 to 1e-09; FL from 1e-02 to 3e-03" in alt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ from focal_tutorial.plotting.style import INK, MUTED, PALETTE, tidy
 # Worse than the reference in orange, better in blue: colour-blind readers tell them apart, and numbers carry the sign.
 DIVERGING = LinearSegmentedColormap.from_list("advantage", [PALETTE[1], "#f6d9c4", "#ffffff", "#c4dff0", PALETTE[0]])
 SILENT = "#e4e8eb"
-MARKERS = "osD^vP"
+MARKERS, LINES = "osD^vP", ("-", "--", "-.", ":")
 
 
 def plot_advantage_map(
@@ -107,7 +107,7 @@ def plot_levels(ax: Axes, fields: AdvantageMap, steps: int, measured: Mapping[in
         x = [measured[n] * 1.08 ** (i - (len(fields.losses) - 1) / 2) for n in known]  # so that bars stand apart
         means, spread = [row.mean for row in known.values()], [row.sd or 0.0 for row in known.values()]
         ax.errorbar(x, means, spread, color=PALETTE[i], marker=MARKERS[i], markersize=4.5, linewidth=1.5, capsize=2.5,
-                    linestyle=("-", "--", "-.", ":")[i % 4], label=title)  # fmt: skip
+                    linestyle=LINES[i % 4], label=title)  # fmt: skip
         words.append(f"{title} {', '.join(f'{mean:.1f}' for mean in means)}")
     places = [measured[n] for n in fields.imbalance]
     ax.set_xscale("log")
@@ -119,6 +119,34 @@ def plot_levels(ax: Axes, fields: AdvantageMap, steps: int, measured: Mapping[in
     tidy(ax)
     listed = ", ".join(f"1:{n:,.0f}" for n in places)
     return f"AP after {steps:,} steps at {listed}: {'; '.join(words)}."
+
+
+def plot_first_answers(ax: Axes, steps: Sequence[int], answers: Mapping[str, Sequence[float]], base_rate: float) -> str:
+    """Mean probability of "object" in the first steps, one line for each loss, on a logarithmic axis.
+
+    Args:
+        ax: to draw on.
+        steps: S training steps, ascending.
+        answers: name → S probabilities in (0, 1).
+        base_rate: share of "yes" among all answers, drawn as a dotted line.
+    """
+    words = []
+    for i, (name, values) in enumerate(answers.items()):
+        ax.plot(steps, values, color=PALETTE[i], marker=MARKERS[i], markersize=4.5, linewidth=1.7,
+                linestyle=LINES[i % 4], label=name)  # fmt: skip
+        words.append(f"{name} from {values[0]:.0e} to {values[-1]:.0e}")
+    ax.axhline(base_rate, color=MUTED, linewidth=1, linestyle=":")
+    ax.annotate("base rate", (steps[-1], base_rate), xytext=(5, 0), fontsize=8.5, color=MUTED, va="center",
+                textcoords="offset points", annotation_clip=False)  # fmt: skip
+    ax.set_yscale("log")
+    ax.set_xlim(0, steps[-1])
+    ax.set_ylim(top=0.1)
+    ax.set_xlabel("training step", color=INK)
+    ax.set_ylabel("mean probability of “object”", color=INK)
+    ax.legend(fontsize=8.5, frameon=False, loc="lower left")
+    tidy(ax)
+    ax.tick_params(which="minor", length=0)
+    return f"Mean probability of object in the first {steps[-1]} steps: {'; '.join(words)}."
 
 
 def _fields(fields: AdvantageMap) -> list[tuple[int, int, int, int]]:
