@@ -20,13 +20,24 @@ class Profile(str, Enum):
 
 @app.command("list")
 def list_experiments() -> None:
-    """Name, subject, and minutes per seed of every experiment."""
+    """Name, subject, size, and minutes per seed of every experiment."""
     from focal_tutorial.experiments import EXPERIMENTS
+    from focal_tutorial.tables import Table
 
     width = max(map(len, EXPERIMENTS))
     for name, experiment in EXPERIMENTS.items():
+        size = _seeds([experiment.seeds])
+        if isinstance(experiment, Table):
+            seeds = [len(experiment.seeds_of(setting)) for setting in experiment.settings]
+            size = f"{len(experiment.settings)} settings × {_seeds(seeds)}"
         minutes = ", ".join(f"{profile} {value:g}" for profile, value in experiment.minutes.items())
-        typer.echo(f"{name:{width}}  {experiment.title}; minutes a seed: {minutes}")
+        typer.echo(f"{name:{width}}  {experiment.title}; {size}; minutes a seed: {minutes}")
+
+
+def _seeds(numbers: list[int]) -> str:
+    """`3 seeds`, `3 to 5 seeds`, `1 seed`."""
+    low, high = min(numbers), max(numbers)
+    return f"{low}{f' to {high}' if high > low else ''} seed{'s' * (high > 1)}"
 
 
 @app.command()

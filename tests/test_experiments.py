@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from focal_tutorial import experiments
+from focal_tutorial.cli import run as command
 from focal_tutorial.errors import InputError
-from focal_tutorial.experiments import Experiment, run_experiment
+from focal_tutorial.experiments import Experiment, out_of_date, run_experiment
+from focal_tutorial.paper import TABLES
 from focal_tutorial.results import RESULTS, check_result
 
 
@@ -97,13 +99,35 @@ def test_bccd_at_toy_size(tmp_path: Path) -> None:
     assert (tmp_path / "bccd_cpu" / "seed-0" / "best.pt").exists()
 
 
-def test_results_in_the_book_are_those_of_the_present_recipes() -> None:
-    for name, experiment in experiments.EXPERIMENTS.items():
-        for profile, recipe in experiment.recipes.items():
-            path = RESULTS / f"{name}_{profile}.json"
-            if not path.exists():
-                continue
-            result = json.loads(path.read_text(encoding="utf-8"))
-            assert result["config"] == json.loads(json.dumps(recipe)), f"{path.name}: run `experiment run {name}` again"
-            assert len(result["runs"]) == experiment.seeds
-            assert result["runs"][0]["seed"] == experiment.first_seed
+BOOK = [
+    (name, profile)
+    for name, experiment in experiments.EXPERIMENTS.items()
+    for profile in experiment.recipes
+    if (RESULTS / f"{name}_{profile}.json").exists()
+]
+
+
+@pytest.mark.parametrize(("name", "profile"), BOOK)
+def test_results_in_the_book_are_those_of_the_present_recipes(name: str, profile: str) -> None:
+    result = json.loads((RESULTS / f"{name}_{profile}.json").read_text(encoding="utf-8"))
+    problems = out_of_date(result, experiments.EXPERIMENTS[name], profile)
+    assert problems == [], f"`focal-tutorial experiment run {name} --profile {profile}` makes it again"
+
+
+def test_what_has_cells_is_a_table_and_every_experiment_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert experiments.EXPERIMENTS["table_1a"] is TABLES["table_1a"]
+    assert command(["experiment", "list"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert set(lines) == set(experiments.EXPERIMENTS)
+    assert "8 settings × 3 to 5 seeds; minutes a seed: cpu 5, gpu 24" in lines["table_1a"]
+    assert "3 seeds; minutes a seed: cpu 2.5, gpu 6" in lines["bccd"]
+
+
+def test_changes_and_jobs_that_an_experiment_has_not_are_refused(calls: list, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be changed: steps"):
+        run_experiment("table_1a", profile="cpu", out=tmp_path, steps=3)
+    with pytest.raises(InputError, match="several jobs are for tables"):
+        run_experiment("fake", profile="cpu", out=tmp_path, jobs=2)
+    with pytest.raises(InputError, match="jobs: at least 1"):
+        run_experiment("table_1a", profile="cpu", out=tmp_path, jobs=0)
+    assert calls == [] and list(tmp_path.iterdir()) == []

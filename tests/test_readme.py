@@ -36,7 +36,10 @@ def test_command_lines_are_accepted_by_the_parser() -> None:
     ours = [shlex.split(line)[1:] for line in lines if line.startswith("focal-tutorial ")]
     assert len(ours) >= 5
     for name, *words in ours:
-        options = {flag for parameter in commands[name].params for flag in parameter.opts}
+        command = commands[name]
+        if hasattr(command, "commands"):  # a group, such as `experiment run`
+            command, name, *words = command.commands[words[0]], f"{name} {words[0]}", *words[1:]
+        options = {flag for parameter in command.params for flag in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options, (name, words)
 
 
