@@ -1,0 +1,200 @@
+"""Claims about balanced cross entropy: one fixed weight for each class."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from itertools import pairwise
+
+from claims_evidence import Claim, Evidence, Finding, Verdict, better, check, combine
+from claims_imbalance import FEW, belief, share
+
+from focal_tutorial.table_view import best_alpha
+
+TABLE_1A, TABLE_1B = "table_1a_cpu", "table_1b_cpu"
+
+
+def inverse_frequency_evens(e: Evidence) -> Finding:
+    inverse = e.glue(4, "alpha")
+    needed = {when: e.glue(4, f"needed_{when}") for when in ("start", "50", "end")}
+    figure = (
+        f"inverse frequency: α = {inverse:g}; needed to even the two sums: {inverse:g} while all answers are one half, "
+        f"{needed['start']:g} at the prior, {needed['50']:g} at step 50, {needed['end']:g} at the end"
+    )
+    close = [abs(math.log(value / (1 - value)) - math.log(inverse / (1 - inverse))) < 1 for value in needed.values()]
+    return check(figure, e.glue(4, "worth_inverse") == 1.0, all(close))
+
+
+def inverse_frequency_best(e: Evidence) -> Finding:
+    """Against the best weight of the others, chosen on validation images."""
+    first = best(e, FEW, ["bce_50", "bce_75", "bce_90", "bce_99"])
+    second = best(e, TABLE_1A, [s for s in e.settings(TABLE_1A, "bce_") if s != "bce_0_999"])
+    return combine(
+        better(e, FEW, "bce_998", first, label=f"1 : 560, α = 0.998 and {e.row(FEW, first).title}"),
+        better(e, TABLE_1A, "bce_0_999", second, label=f"1 : 600, α = 0.999 and {e.row(TABLE_1A, second).title}"),
+    )
+
+
+def best(e: Evidence, name: str, settings: list[str]) -> str:
+    """The setting of highest mean AP on validation images."""
+    return max(settings, key=lambda setting: e.row(name, setting, "validation_AP").mean)
+
+
+def small_weight(e: Evidence) -> Finding:
+    lowest, rows = e.row(TABLE_1A, "bce_0_1"), better(e, TABLE_1A, "bce_0_5", "bce_0_25")
+    unsure = e.row(TABLE_1A, "bce_0_1", "AP_any")
+    figure = f"α = 0.1: {lowest}, {unsure} if unsure detections count; α = 0.5 and 0.25: {rows.figure}"
+    return check(figure, lowest.mean < 1, rows.verdict is Verdict.HOLDS)
+
+
+def large_weight(e: Evidence) -> Finding:
+    return combine(*(better(e, TABLE_1A, "bce_0_75", f"bce_0_{a}", label=f"α = 0.75 and 0.{a}") for a in ("99", "999")))
+
+
+def balance_breaks(e: Evidence) -> Finding:
+    """The objects' share of the loss with its own weight over the training, for α = .75 and inverse frequency."""
+    figures, lower = [], []
+    for setting, alpha in (("bce_75", 0.75), ("bce_998", 0.998)):
+        means = {}
+        for step in (0, 50, 800):
+            plain = [value / 100 for value in share(e, setting, step)]
+            weighted = [alpha * s / (alpha * s + (1 - alpha) * (1 - s)) for s in plain]
+            means[step] = statistics.fmean(weighted)
+            if step:
+                lower.append(max(weighted) < 0.5)
+        shares = "{:.0%} at the start, {:.0%} at step 50, {:.0%} at the end".format(*means.values())
+        figures.append(f"the objects have, with α = {alpha:g}, {shares}".replace("%", " %"))
+    return check("; ".join(figures) + " of the weighted loss", *lower)
+
+
+def balanced_early(e: Evidence) -> Finding:
+    ce, *others = (belief(e, setting, 100) for setting in ("ce", "bce_75", "bce_998"))
+    means = [100 * statistics.fmean(values) for values in (ce, *others)]
+    figure = (
+        "after 100 steps objects get p = {:.0f} % under CE, {:.0f} % with α = 0.75, {:.0f} % with inverse frequency"
+    )
+    higher = (all(a > b for a, b in zip(values, ce, strict=True)) for values in others)
+    return check(figure.format(*means), *higher)
+
+
+def blind_weight(e: Evidence) -> Finding:
+    hard, easy_one = 0.1, 0.9
+    figure = (
+        f"weight of a negative at p_t = {hard:g} and {easy_one:g}: 0.75 and 0.75 in balanced CE (α = 0.25), "
+        f"{0.75 * (1 - hard) ** 2:.2f} and {0.75 * (1 - easy_one) ** 2:.4f} in focal loss (γ = 2)"
+    )
+    return check(figure, (1 - hard) ** 2 > 50 * (1 - easy_one) ** 2)
+
+
+def missing_minus(e: Evidence) -> Finding:
+    value = 0.25 * math.log(0.5)
+    return check(
+        f"as printed, {value:.3f} at p_t = 0.5 and α = 0.25; with the minus, {-value:.3f}", value > 0, no=Verdict.WRONG
+    )
+
+
+def alpha_with_gamma(e: Evidence) -> Finding:
+    result = e.result(TABLE_1B)
+    chosen = best_alpha(result)
+    alphas = [float(result["config"]["settings"][setting]["alpha"]) for setting in chosen.values()]
+    text = ", ".join(f"{alpha:g} (γ = {gamma:g})" for gamma, alpha in zip(chosen, alphas, strict=True))
+    falls = all(after <= before for before, after in pairwise(alphas))
+    return check(f"best α on validation images: {text}", falls, alphas[-1] < alphas[0])
+
+
+CLAIMS = [
+    Claim(
+        "inverse-frequency-evens",
+        "Weights of inverse frequency put the two classes in balance.",
+        "article 1, §3",
+        "Holds if the α that makes both sums of losses equal has about the odds of inverse frequency (within a "
+        "factor of "
+        "e) at the start and later; in part if only while the model answers one half to everything.",
+        ("chapter:4#weights-that-make-two-sums-equal", "test:test_balance.py::test_balancing_alpha_evens_the_sums"),
+        inverse_frequency_evens,
+    ),
+    Claim(
+        "inverse-frequency-best",
+        "α is best set by inverse frequency.",
+        "article 1, §3; article 2; paper, §3.1 (as one of two ways)",
+        "By the paired difference in AP to the α that is best on validation images, on two tasks.",
+        ("chapter:4#which-weight-is-best-measured", "chapter:15"),
+        inverse_frequency_best,
+    ),
+    Claim(
+        "balanced-helps",
+        "Balanced cross entropy with α = .75 is better than plain cross entropy (31.1 against 30.2 AP, COCO minival).",
+        "paper, Table 1a",
+        "By the paired difference in AP. Both have the learning rate that is best for them.",
+        ("chapter:15",),
+        lambda e: better(e, TABLE_1A, "bce_0_75", "ce"),
+    ),
+    Claim(
+        "small-alpha",
+        "A small α ruins training: AP 0.0 at .10, 10.8 at .25, against 30.2 at .50 (COCO minival).",
+        "paper, Table 1a",
+        "Holds if the AP at .1 is below 1 and that at .5 is above that at .25 by the paired difference; in part if "
+        "one of "
+        "the two is true.",
+        ("chapter:15",),
+        small_weight,
+    ),
+    Claim(
+        "large-alpha",
+        "Too large an α costs AP: 28.7 at .99, 25.1 at .999, against 31.1 at .75 (COCO minival).",
+        "paper, Table 1a",
+        "By the paired differences in AP, .75 minus .99 and .75 minus .999: holds if both are above zero, in part if "
+        "one.",
+        ("chapter:15", "chapter:4#which-weight-is-best-measured"),
+        large_weight,
+    ),
+    Claim(
+        "balanced-early",
+        "At the beginning, balanced cross entropy makes the model learn the objects.",
+        "article 1, §4 and §7",
+        "Holds if after 100 steps objects have a higher probability than under cross entropy in every run, with α = "
+        ".75 and "
+        "with inverse frequency; in part if with one.",
+        ("chapter:4#the-moment-the-fixed-balance-breaks",),
+        balanced_early,
+    ),
+    Claim(
+        "balance-breaks",
+        "Half-way through training the objects have become easy, their loss is small again, and the fixed balance tips "
+        "back towards the background.",
+        "article 1, §4-1 and §7",
+        "Holds if the objects' share of the balanced loss is below half at step 50 and at the end in every run, for "
+        "α = .75 "
+        "and for inverse frequency; in part if at some.",
+        ("chapter:4#the-moment-the-fixed-balance-breaks", "test:test_balance.py::test_shares_at_any_alpha_from_two"),
+        balance_breaks,
+        "Which way it tips depends on whether objects or background become easy faster.",
+    ),
+    Claim(
+        "alpha-blind",
+        "α balances positives against negatives, and cannot tell easy from hard.",
+        "paper, §3.2; article 2",
+        "Holds if focal loss weighs a hard example at least 50 times as much as an easy one, where α weighs both "
+        "alike.",
+        ("chapter:4#what-a-weight-ought-to-do-instead", "test:test_equations.py::test_balanced_cross_entropy"),
+        blind_weight,
+    ),
+    Claim(
+        "minus-sign",
+        "Balanced cross entropy is α_t log p_t, as one article prints it.",
+        "article 2",
+        "Holds if that is a positive number, as a loss is. A slip of the pen: the minus is missing.",
+        ("chapter:4#one-term-at-a-time", "test:test_equations.py::test_balanced_cross_entropy"),
+        missing_minus,
+    ),
+    Claim(
+        "alpha-with-gamma",
+        "The larger γ, the smaller the best α: from .75 at γ = 0 to .25 at γ ≥ 1.",
+        "paper, §5.1 and Table 1b",
+        "Holds if the α that is best on validation images never rises with γ, and is smaller at the largest than at "
+        "the "
+        "smallest; in part if one of the two is true.",
+        ("chapter:15", "chapter:5#α-with-γ"),
+        alpha_with_gamma,
+    ),
+]
