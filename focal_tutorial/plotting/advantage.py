@@ -132,7 +132,7 @@ def plot_first_answers(ax: Axes, steps: Sequence[int], answers: Mapping[str, Seq
     """
     words = []
     for i, (name, values) in enumerate(answers.items()):
-        ax.plot(steps, values, color=PALETTE[i], marker=MARKERS[i], markersize=4.5, linewidth=1.7,
+        ax.plot(steps, values, color=PALETTE[i], marker=MARKERS[i], markersize=4.5, linewidth=2.8 - 0.4 * i,
                 linestyle=LINES[i % 4], label=name)  # fmt: skip
         words.append(f"{name} from {values[0]:.0e} to {values[-1]:.0e}")
     ax.axhline(base_rate, color=MUTED, linewidth=1, linestyle=":")
