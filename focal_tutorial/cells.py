@@ -26,6 +26,7 @@ import torch
 
 from focal_tutorial.checkpoint import write_json
 from focal_tutorial.errors import InputError
+from focal_tutorial.train_setup import StopRequest
 
 Config = dict[str, Any]
 Record = dict[str, Any]
@@ -121,11 +122,10 @@ def run_cells(
             missing.append(index)
         else:
             yield index, record
-    with _stopped_by_sigterm():
-        if jobs > 1 and len(missing) > 1:
-            yield from _side_by_side(work, configs, missing, store, root, jobs)
-        else:
-            yield from _in_turn(work, configs, missing, store, root)
+    if jobs > 1 and len(missing) > 1:
+        yield from _side_by_side(work, configs, missing, store, root, jobs)
+    else:
+        yield from _in_turn(work, configs, missing, store, root)
 
 
 def _in_turn(
@@ -133,14 +133,17 @@ def _in_turn(
 ) -> Iterator[tuple[int, Record]]:
     """The missing cells one after the other, in this process."""
     busy: list[int] = []
-    for wait, indices in ((False, missing), (True, busy)):
-        for index in indices:
-            with memory_explained():
-                record = _attempt(work, configs[index], store, root, wait)
-            if record is None:
-                busy.append(index)
-            else:
-                yield index, record
+    with StopRequest() as stop:
+        for wait, indices in ((False, missing), (True, busy)):
+            for index in indices:
+                with memory_explained():
+                    record = _attempt(work, configs[index], store, root, wait)
+                if record is None:
+                    busy.append(index)
+                else:
+                    yield index, record
+                if stop.asked:  # while no training ran, or in the last step of one
+                    raise KeyboardInterrupt
 
 
 def _side_by_side(
@@ -150,7 +153,7 @@ def _side_by_side(
     queue = deque((index, False) for index in missing)
     under_way: dict[Connection, int] = {}
     failure: Exception | None = None
-    with _processes(min(jobs, len(missing))) as free:
+    with _stopped_by_sigterm(), _processes(min(jobs, len(missing))) as free:
         while True:
             while queue and free and failure is None:
                 index, wait = queue.popleft()
@@ -199,6 +202,8 @@ def _processes(number: int) -> Iterator[list[Connection]]:
         yield list(connections)
     finally:
         try:
+            for connection in connections:
+                connection.close()  # ends those that wait for a cell, and those whose training ends before it is told
             for process in processes:
                 process.terminate()
             for process in processes:

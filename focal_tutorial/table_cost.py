@@ -60,6 +60,8 @@ def table_cost(configs: Sequence[Config], root: Path | str | None = None) -> lis
         kind = kind_of_cell(config)
         if kind not in costs:
             costs[kind] = measure_cost(config, root)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # what this process keeps, the cells lack
     return [costs[kind_of_cell(config)].seconds(config, root) for config in configs]
 
 

@@ -206,7 +206,10 @@ def latest_folder(config: TrainConfig) -> Path:
 
 
 class StopRequest:
-    """Within it, Ctrl-C or SIGTERM sets `asked` and lets the step finish; a second one stops at once."""
+    """Within it, Ctrl-C or SIGTERM sets `asked` and lets the step finish; a second one stops at once.
+
+    One around another is asked too: a training that is asked in its last step finishes, but what comes next must not.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -220,6 +223,9 @@ class StopRequest:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         self._restore()
+        outer = getattr(self._before.get(number), "__self__", None)
+        if isinstance(outer, StopRequest):
+            outer._ask(number, frame)
         # The same signal may have ended the loader's workers. torch would raise for that from its handler of SIGCHLD,
         # in the middle of a step; without it, it raises when the next batch is asked for, between two steps.
         if hasattr(signal, "SIGCHLD") and callable(handler := signal.getsignal(signal.SIGCHLD)):
