@@ -242,7 +242,8 @@ def seeds(n: int) -> str:
 
 def points(value: Difference) -> str:
     """A difference with half its 95 % interval, which one seed does not have."""
-    return f"{value.mean:+.1f}" + (f" ± {value.margin:.1f}" if value.n > 1 else "")
+    text = f"{value.mean:+.1f}" + (f" ± {value.margin:.1f}" if value.n > 1 else "")
+    return text.replace("-", "−")
 
 
 Setting = tuple[str, str]  # (result, setting)
@@ -256,7 +257,7 @@ def versus(e: Evidence, first: Setting, second: Setting, metric: str = "AP") -> 
     except ValueError as error:
         raise Missing(f"{first[0]}, {second[0]}: {error.args[0]}") from error
     shared = (replace(r, values={seed: r.values[seed] for seed in gap.values}) for r in (one, other))
-    return gap, f"{' against '.join(str(r) for r in shared)}, {points(gap)} ({seeds(gap.n)})"
+    return gap, f"AP {' against '.join(str(r) for r in shared)}, {points(gap)} ({seeds(gap.n)})"
 
 
 def better(e: Evidence, name: str, first: str, second: str, metric: str = "AP", label: str = "") -> Finding:

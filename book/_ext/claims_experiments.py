@@ -7,12 +7,11 @@ import re
 import statistics
 from collections import Counter
 
-from claims_balanced import TABLE_1A, TABLE_1B, best
+from claims_balanced import TABLE_1A, TABLE_1B, best, best_of_gamma
 from claims_evidence import (
     Claim,
     Evidence,
     Finding,
-    Setting,
     Verdict,
     better,
     better_of,
@@ -25,18 +24,9 @@ from claims_evidence import (
     sign,
 )
 
-from focal_tutorial.table_view import best_alpha, paired
+from focal_tutorial.table_view import paired
 
 ROUGH, CALM = "prior_0_5", "prior_0_01"
-
-
-def best_of_gamma(e: Evidence) -> dict[float, Setting]:
-    """γ → its setting with the α that is best on validation images; for γ = 0 of all cross entropies of Table 1a."""
-    chosen: dict[float, Setting] = {0.0: (TABLE_1A, best(e, TABLE_1A, e.settings(TABLE_1A)))}
-    for gamma, name in best_alpha(e.result(TABLE_1B)).items():
-        if gamma:
-            chosen[gamma] = (TABLE_1B, name)
-    return chosen
 
 
 def robust(e: Evidence) -> Finding:
@@ -181,10 +171,10 @@ def best_star(e: Evidence) -> str:
 CLAIMS = [
     Claim(
         "focal-over-ce",
-        "Focal loss with γ = 2, α = .25 is far better than cross entropy with its best α (34.0 against 31.1 AP, COCO "
+        "Focal loss with γ = 2, α = 0.25 is far better than cross entropy with its best α (34.0 against 31.1 AP, COCO "
         "minival).",
         "paper, §5.1 and Table 1b; article 2",
-        "By the paired differences in AP to plain cross entropy, to α = .75, and to the α that is best here on "
+        "By the paired differences in AP to plain cross entropy, to α = 0.75, and to the α that is best here on "
         "validation "
         "images: holds if all are above zero, in part if some.",
         ("chapter:15",),
@@ -192,9 +182,9 @@ CLAIMS = [
     ),
     Claim(
         "gamma-robust",
-        "γ from .5 to 5 all beat cross entropy: the choice is robust.",
+        "γ from 0.5 to 5 all beat cross entropy: the choice is robust.",
         "paper, §3.2 and §5.1",
-        "By the paired differences in AP of γ = .5, 1, 2 and 5, each with its best α, to the best cross entropy, "
+        "By the paired differences in AP of γ = 0.5, 1, 2 and 5, each with its best α, to the best cross entropy, "
         "plain or "
         "balanced: holds if all are above zero, in part if some. “Best” is chosen on validation images.",
         ("chapter:15",),
@@ -211,7 +201,7 @@ CLAIMS = [
     ),
     Claim(
         "alpha-half",
-        "With γ = 2, α = .5 is nearly as good as α = .25 (0.4 AP lower, COCO minival).",
+        "With γ = 2, α = 0.5 is nearly as good as α = 0.25 (0.4 AP lower, COCO minival).",
         "paper, §5.1",
         "Holds if the 95 % interval of the paired difference lies within 3 AP.",
         ("chapter:15",),
@@ -249,7 +239,7 @@ CLAIMS = [
     ),
     Claim(
         "ce-diverges",
-        "Cross entropy from p = .5, without the prior, diverges.",
+        "Cross entropy from p = 0.5, without the prior, diverges.",
         "paper, §5.1",
         "Holds if the loss of every run at every rate stops being finite, in part if that of some; SGD, subnets "
         "without "
@@ -259,7 +249,7 @@ CLAIMS = [
     ),
     Claim(
         "prior-trains",
-        "With the prior π = .01, and nothing else changed, cross entropy trains (30.2 AP, COCO minival).",
+        "With the prior π = 0.01, and nothing else changed, cross entropy trains (30.2 AP, COCO minival).",
         "paper, §5.1; article 2",
         "By the paired difference in AP with and without the prior, at each rate: holds if all are above zero, in "
         "part if "
@@ -304,7 +294,7 @@ CLAIMS = [
         "star-over-ce",
         "FL* is better than cross entropy (33.8 and 33.9 against 31.1 AP, COCO minival).",
         "paper, Table 3",
-        "By the paired differences in AP of both settings to α = .75, as in the paper, and to the cross entropy, "
+        "By the paired differences in AP of both settings to α = 0.75, as in the paper, and to the cross entropy, "
         "plain or "
         "balanced, that is best here on validation images: holds if all are above zero, in part if some.",
         ("chapter:15", "test:test_losses.py::test_focal_loss_star"),

@@ -126,7 +126,7 @@ CLAIMS = [
     ),
     Claim(
         "factor-1000",
-        "With γ = 2 an example at p_t = .9 has a loss 100 times lower than under cross entropy, at p_t ≈ .968 one "
+        "With γ = 2 an example at p_t = 0.9 has a loss 100 times lower than under cross entropy, at p_t ≈ 0.968 one "
         "1000 times "
         "lower.",
         "paper, §3.2; article 2",
@@ -136,7 +136,7 @@ CLAIMS = [
     ),
     Claim(
         "at-most-4",
-        "For p_t ≤ .5 the loss is at most 4 times lower.",
+        "For p_t ≤ 0.5 the loss is at most 4 times lower.",
         "paper, §3.2",
         "Holds if the factor never exceeds 4 there.",
         ("chapter:5#focal-loss", "test:test_equations.py::test_reduction_factor"),
@@ -144,9 +144,9 @@ CLAIMS = [
     ),
     Claim(
         "always-4",
-        "For p_t ≤ .5 the loss is 4 times lower.",
+        "For p_t ≤ 0.5 the loss is 4 times lower.",
         "article 2",
-        "Holds if the factor is 4 at .5, .3, .1 and .01. “At most” got lost: the hardest examples keep their loss.",
+        "Holds if the factor is 4 at 0.5, 0.3, 0.1 and 0.01. “At most” got lost: the hardest examples keep their loss.",
         ("chapter:5#focal-loss", "test:test_equations.py::test_reduction_factor"),
         always_4,
     ),
@@ -162,11 +162,11 @@ CLAIMS = [
         "larger-weight",
         "The larger γ, the larger the weight of a misclassified example.",
         "article 3; article 1, §6",
-        "Holds if the weight at p_t = .1 grows with γ; in part if only its ratio to that of an easy example (p_t = "
-        ".9) does.",
+        "Holds if the weight at p_t = 0.1 grows with γ; in part if only its ratio to that of an easy example (p_t = "
+        "0.9) does.",
         ("chapter:5#focal-loss", "test:test_equations.py::test_weight_on_the_gradient_of_easy_examples"),
         larger_weight,
-        "No loss becomes larger. The gradient is another matter: at p_t = .1 it gains a little.",
+        "No loss becomes larger. The gradient is another matter: at p_t = 0.1 it gains a little.",
     ),
     Claim(
         "repairs-the-example",

@@ -206,7 +206,9 @@ CLAIMS = [
         "gradient-overwhelmed",
         "Easy background dominates the gradient of cross entropy.",
         "paper, §3.2; articles 2 and 4",
-        "The same rule as above, for the gradient by the logits.",
+        "Holds if the objects have less than half of the gradient by the logits at the start and from step 50 on, in "
+        "every run; "
+        "in part if only at one of the two.",
         (
             "chapter:3#ten-against-a-hundred",
             "test:test_comparison.py::test_shares_are_those_of_the_losses_and_their_gradients",

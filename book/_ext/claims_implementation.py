@@ -83,7 +83,7 @@ def glossary_example(e: Evidence) -> Finding:
     plain, balanced = (sum(sigmoid_focal(logits, targets, 1.5, alpha)) for alpha in (None, 0.25))
     ce = sum(sigmoid_focal(logits, targets, 0.0))
     figure = (
-        f"the example's three terms: CE {ce:.6f}, γ = 1.5 {plain:.6f}, with α = .25 {balanced:.6f}; at p_t = 0.9 the "
+        f"the example's three terms: CE {ce:.6f}, γ = 1.5 {plain:.6f}, with α = 0.25 {balanced:.6f}; at p_t = 0.9 the "
         "loss is "
         f"{factor(0.9, 1.5):.0f} times lower"
     )
@@ -163,7 +163,7 @@ CLAIMS = [
         "glossary-example",
         "γ = 1.5 turns easy examples down aggressively.",
         "article 4, code example",
-        "Holds if at p_t = .9 the loss is more than 10 times lower, and the example's sum is what this book computes "
+        "Holds if at p_t = 0.9 the loss is more than 10 times lower, and the example's sum is what this book computes "
         "with "
         "its own loss.",
         ("chapter:6#the-form-that-articles-print", "test:test_losses.py::test_example_of_source_4"),
@@ -171,7 +171,7 @@ CLAIMS = [
     ),
     Claim(
         "first-loss",
-        "Starting from a prior of .01 keeps the background from dominating the first loss, of cross entropy and of "
+        "Starting from a prior of 0.01 keeps the background from dominating the first loss, of cross entropy and of "
         "focal "
         "loss.",
         "paper, §3.3; article 2",
@@ -190,7 +190,7 @@ CLAIMS = [
         "prior-bias",
         "A last bias of −log((1 − π)/π) makes every answer start at π.",
         "paper, §4.1",
-        "Holds if the sigmoid of that bias is π = .01, and the package's head is built with it.",
+        "Holds if the sigmoid of that bias is π = 0.01, and the package's head is built with it.",
         (
             "chapter:10#the-last-bias",
             "test:test_heads.py::test_prior_bias",

@@ -38,6 +38,7 @@ THEMES = (
     "imbalance", "remedies", "balanced", "focal", "implementation", "retinanet", "experiments", "detector",
 )  # fmt: skip
 SYMBOL = re.compile(r"(?<![\w$`])([pα]_t)(?![\w$`])")  # written plainly in the claims, set as mathematics
+GLUE = re.compile(r"(?<=\S) (?=[=≥≤≈±:%](?: |\b|[,;.)]|$))|(?<=[=≥≤≈±:]) (?=[\d−])")  # no line ends there
 MEANINGS = {
     "HOLDS": "The rule, as the row states it, is met.",
     "PART": "It is met for some of the cases that the claim speaks of.",
@@ -145,7 +146,8 @@ class Ledger(SphinxDirective):
         logger.warning("claims ledger: %s", message, location=(self.env.docname, self.lineno))
 
     def inline(self, text: str, node: nodes.TextElement) -> nodes.TextElement:
-        children, _ = self.state.inline_text(SYMBOL.sub(r"$\1$", text), self.lineno)
+        text = GLUE.sub("\N{NO-BREAK SPACE}", SYMBOL.sub(r"$\1$", text))
+        children, _ = self.state.inline_text(text, self.lineno)
         node.extend(children)
         return node
 
@@ -213,9 +215,9 @@ class ClaimsDirective(Ledger):
 
     def measured(self, figure: str) -> nodes.Node:
         """As a sentence, or as a list if it has more than two parts."""
-        parts = figure.split("; ")
+        parts = re.sub(r"(?<![\w.])-(?=\d)", "−", figure).split("; ")
         if len(parts) < 3:
-            return self.inline(figure, nodes.paragraph())
+            return self.inline("; ".join(parts), nodes.paragraph())
         items = (nodes.list_item("", self.inline(part, nodes.paragraph())) for part in parts)
         return nodes.bullet_list("", *items)
 

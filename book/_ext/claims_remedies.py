@@ -70,9 +70,9 @@ def hands(e: Evidence) -> Finding:
         "bootstrapping": e.knobs("sampling", "Bootstrapping"),
     }
     mine = [name for name in e.knobs("losses", "sigmoid_focal_loss") if name in ("alpha", "gamma")]
-    text = ", ".join(f"{label} {len(names)}" for label, names in samplers.items())
+    text = ", ".join(f"{label} ({len(names)})" for label, names in samplers.items())
     fewer = all(len(mine) <= len(names) for names in samplers.values())
-    return check(f"numbers to choose: focal loss {len(mine)} (α, γ), {text}", len(mine) == 0, fewer)
+    return check(f"numbers to choose, in parentheses: focal loss ({len(mine)}), {text}", len(mine) == 0, fewer)
 
 
 CLAIMS = [

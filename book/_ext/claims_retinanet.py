@@ -88,7 +88,7 @@ CLAIMS = [
     ),
     Claim(
         "threshold-speed",
-        "Keeping only scores above .05, and 1,000 a level, makes inference faster.",
+        "Keeping only scores above 0.05, and 1,000 a level, makes inference faster.",
         "paper, §4.1",
         "Holds if it is faster and costs at most a tenth of a point of AP; in part if one of the two.",
         ("chapter:12#what-the-threshold-of-005-does-to-ap", "test:test_detections.py::test_threshold_and_top_k"),
