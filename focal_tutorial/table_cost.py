@@ -69,8 +69,7 @@ def kind_of_cell(config: Config) -> str:
     """The part of a configuration that decides how long a step takes; its seed, its rate and its length do not."""
     scenes = {name: value for name, value in config["shapes"].items() if not name.startswith("num_")}
     training = {name: value for name, value in config["train"].items() if name not in ("steps", "warmup_steps")}
-    sampler = (config["sampler"] or {}).get("name")
-    return json.dumps([config["data"], scenes, config["model"], training, config["loss"]["name"], sampler])
+    return json.dumps([config["data"], scenes, config["model"], training, config["loss"]["name"], config["sampler"]])
 
 
 def measure_cost(config: Config, root: Path | str | None = None) -> Cost:
