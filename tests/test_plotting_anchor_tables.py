@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from focal_tutorial.anchors import AnchorGenerator
 from focal_tutorial.coverage import anchor_grids, best_iou
-from focal_tutorial.plotting.anchor_tables import plot_box_shapes, plot_selected, plot_speed
+from focal_tutorial.plotting.anchor_tables import plot_box_shapes, plot_by_share, plot_selected, plot_speed
 from focal_tutorial.table_view import Row
 
 
@@ -49,3 +49,13 @@ def test_speed_draws_means_spread_and_names(ax: Axes) -> None:
     assert {((12, 32), (20, 40)), ((15, 36),)} <= lines
     assert [text.get_text() for text in ax.texts] == ["96", "128", "96"]
     assert "shallow: 96 12.0 ms, AP 32.0, 128 20.0 ms, AP 40.0; deep" in alt
+
+
+def test_shares_stand_on_a_logarithmic_axis_beside_the_reference(ax: Axes) -> None:
+    ap, reference = Row("a", "A", {0: 30.0, 1: 34.0}), Row("b", "B", {0: 35.0, 1: 37.0})
+    alt = plot_by_share(ax, {"NMS 0.5": [("32", 20.0, ap), ("128", 5.0, 28.0)]}, reference=reference, xlabel="share")
+    assert ax.get_xscale() == "log" and [text.get_text() for text in ax.texts] == ["32", "128"]
+    points = [line for line in ax.lines if line.get_marker() == "o"]
+    assert np.asarray(points[0].get_xydata()).tolist() == [[20, 32], [5, 28]]
+    assert any(np.allclose(np.asarray(line.get_ydata(), float), 36) for line in ax.lines)
+    assert "32 at 20.0 % AP 32.0, 128 at 5.0 % AP 28.0" in alt

@@ -126,3 +126,40 @@ def _with_spread(values: Sequence[Row | float]) -> tuple[list[float], list[float
     """Means and standard deviations; 0 for plain numbers."""
     means = [value.mean if isinstance(value, Row) else float(value) for value in values]
     return means, [(value.sd or 0.0) if isinstance(value, Row) else 0.0 for value in values]
+
+
+def plot_by_share(
+    ax: Axes, series: Mapping[str, Sequence[Point]], *, reference: Row | float | None = None, xlabel: str = ""
+) -> str:
+    """AP over a share in per cent, on a logarithmic axis, with ± one sample standard deviation.
+
+    Args:
+        ax: to draw on.
+        series: kind → (name of the point, share in per cent, AP).
+        reference: AP of a dashed line, with its spread as a band.
+        xlabel: what the share is of.
+    """
+    told = []
+    for i, (name, points) in enumerate(series.items()):
+        colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+        (x, _), (y, dy) = _with_spread([point[1] for point in points]), _with_spread([point[2] for point in points])
+        ax.errorbar(x, y, dy if any(dy) else None, color=colour, marker=marker, markersize=6.5, capsize=3, linewidth=0,
+                    elinewidth=1.4, label=name)  # fmt: skip
+        for (text, *_), place in zip(points, zip(x, y, strict=True), strict=True):
+            ax.annotate(text, place, xytext=(7, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour)
+        reached = (f"{point[0]} at {a:.1f} % AP {b:.1f}" for point, a, b in zip(points, x, y, strict=True))
+        told.append(f"{name}: {', '.join(reached)}")
+    if reference is not None:
+        (mean,), (spread,) = _with_spread([reference])
+        ax.axhline(mean, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
+        ax.axhspan(mean - spread, mean + spread, color=INK, alpha=0.08, linewidth=0)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.margins(0.14, 0.08)
+    tidy(ax, grid="both")
+    ax.set_xlabel(xlabel, fontsize=9, color=INK)
+    ax.set_ylabel("AP", fontsize=9, color=INK)
+    ax.legend(fontsize=8.5, frameon=False)
+    return f"AP over {xlabel}. {'; '.join(told)}."
