@@ -118,8 +118,7 @@ CLAIMS = [
         "Weights of inverse frequency put the two classes in balance.",
         "article 1, §3",
         "Holds if the α that makes both sums of losses equal has about the odds of inverse frequency (within a "
-        "factor of "
-        "e) at the start and later; in part if only while the model answers one half to everything.",
+        "factor of e) at the start and later; in part if only while the model answers one half to everything.",
         ("chapter:4#weights-that-make-two-sums-equal", "test:test_balance.py::test_balancing_alpha_evens_the_sums"),
         inverse_frequency_evens,
     ),
@@ -143,9 +142,8 @@ CLAIMS = [
         "small-alpha",
         "A small α ruins training: AP 0.0 at 0.10, 10.8 at 0.25, against 30.2 at 0.50 (COCO minival).",
         "paper, Table 1a",
-        "Holds if the AP at 0.1 is below 1 and that at 0.5 is above that at 0.25 by the paired difference; in part if "
-        "one of "
-        "the two is true.",
+        "Holds if the AP at 0.1 is below 1 and that at 0.5 is above that at 0.25 by the paired difference; in part "
+        "if one of the two is true.",
         ("chapter:15",),
         small_weight,
     ),
@@ -154,8 +152,7 @@ CLAIMS = [
         "Too large an α costs AP: 28.7 at 0.99, 25.1 at 0.999, against 31.1 at 0.75 (COCO minival).",
         "paper, Table 1a",
         "By the paired differences in AP, 0.75 minus 0.99 and 0.75 minus 0.999: holds if both are above zero, in "
-        "part if "
-        "one.",
+        "part if one.",
         ("chapter:15", "chapter:4#which-weight-is-best-measured"),
         large_weight,
     ),
@@ -164,19 +161,17 @@ CLAIMS = [
         "At the beginning, balanced cross entropy makes the model learn the objects.",
         "article 1, §4 and §7",
         "Holds if after 100 steps objects have a higher probability than under cross entropy in every run, with α = "
-        "0.75 and "
-        "with inverse frequency; in part if with one.",
+        "0.75 and with inverse frequency; in part if with one.",
         ("chapter:4#the-moment-the-fixed-balance-breaks",),
         balanced_early,
     ),
     Claim(
         "balance-breaks",
-        "Half-way through training the objects have become easy, their loss is small again, and the fixed balance tips "
-        "back towards the background.",
+        "Half-way through training the objects have become easy, their loss is small again, and the fixed balance "
+        "tips back towards the background.",
         "article 1, §4-1 and §7",
         "Holds if the objects' share of the balanced loss is below half at step 50 and at the end in every run, for "
-        "α = 0.75 "
-        "and for inverse frequency; in part if at some.",
+        "α = 0.75 and for inverse frequency; in part if at some.",
         ("chapter:4#the-moment-the-fixed-balance-breaks", "test:test_balance.py::test_shares_at_any_alpha_from_two"),
         balance_breaks,
         "Which way it tips depends on whether objects or background become easy faster.",
@@ -201,10 +196,9 @@ CLAIMS = [
     Claim(
         "alpha-with-gamma",
         "The larger γ, the smaller the best α: from 0.75 at γ = 0 to 0.25 at γ ≥ 1.",
-        "paper, §5.1 and Table 1b",
+        "paper, §4.1 and Table 1b",
         "Holds if the α that is best on validation images never rises with γ, and is smaller at the largest than at "
-        "the "
-        "smallest; in part if one of the two is true.",
+        "the smallest; in part if one of the two is true.",
         ("chapter:15", "chapter:5#α-with-γ"),
         alpha_with_gamma,
     ),

@@ -110,8 +110,7 @@ CLAIMS = [
         "In a trained model the hardest fifth of the positives carries about half of their loss, whatever γ.",
         "paper, §5.1 and Figure 4",
         "Holds if it carries 40 to 60 % at γ = 0, and less than 10 points more at γ = 2, in every run; in part if "
-        "one of the "
-        "two.",
+        "one of the two.",
         ("chapter:17", "test:test_loss_distribution.py::test_hardest_shares_of_a_few_terms"),
         positives,
     ),
@@ -153,25 +152,23 @@ CLAIMS = [
         "More than six to nine anchors at a place bring nothing (34.2 AP with six, 33.8 with twelve, COCO minival).",
         "paper, §5.2 and Table 1c",
         "Holds if the 95 % interval of the paired difference, twelve minus six, ends below 3 AP; does not hold if it "
-        "lies above "
-        "zero.",
+        "lies above zero.",
         ("chapter:16",),
         saturates,
     ),
     Claim(
         "larger-images",
         "Larger input images bring AP (30.5 at 400 pixels to 35.7 at 800, ResNet-50, COCO test-dev).",
-        "paper, §5.3 and Table 1e",
+        "paper, §5.2 and Table 1e",
         "By the paired difference in AP between the largest and the smallest input, for a shallow and a deep "
-        "network: holds "
-        "if both are above zero, in part if one.",
+        "network: holds if both are above zero, in part if one.",
         ("chapter:16",),
         larger_image,
     ),
     Claim(
         "larger-slower",
         "Larger input images cost time (64 ms at 400 pixels to 153 at 800, ResNet-50).",
-        "paper, §5.3 and Table 1e",
+        "paper, §5.2 and Table 1e",
         "Holds if the time for an image rises with its size at both depths; in part if at one.",
         ("chapter:16",),
         slower,
@@ -180,10 +177,9 @@ CLAIMS = [
         "deeper",
         "A deeper network brings AP at every size (ResNet-101 instead of 50: 34.3 to 36.0 at 600 pixels, COCO "
         "test-dev).",
-        "paper, §5.3 and Table 1e",
+        "paper, §5.2 and Table 1e",
         "By the paired differences in AP of four blocks a stage to one, at each size: holds if all are above zero, "
-        "in part "
-        "if some.",
+        "in part if some.",
         ("chapter:16",),
         deeper,
         "Both from random weights, where the paper's are pretrained.",

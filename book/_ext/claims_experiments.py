@@ -171,22 +171,20 @@ def best_star(e: Evidence) -> str:
 CLAIMS = [
     Claim(
         "focal-over-ce",
-        "Focal loss with γ = 2, α = 0.25 is far better than cross entropy with its best α (34.0 against 31.1 AP, COCO "
-        "minival).",
+        "Focal loss with γ = 2, α = 0.25 is far better than cross entropy with its best α (34.0 against 31.1 AP, "
+        "COCO minival).",
         "paper, §5.1 and Table 1b; article 2",
         "By the paired differences in AP to plain cross entropy, to α = 0.75, and to the α that is best here on "
-        "validation "
-        "images: holds if all are above zero, in part if some.",
+        "validation images: holds if all are above zero, in part if some.",
         ("chapter:15",),
         focal_over_ce,
     ),
     Claim(
         "gamma-robust",
         "γ from 0.5 to 5 all beat cross entropy: the choice is robust.",
-        "paper, §3.2 and §5.1",
+        "paper, §4.1 and Table 1b",
         "By the paired differences in AP of γ = 0.5, 1, 2 and 5, each with its best α, to the best cross entropy, "
-        "plain or "
-        "balanced: holds if all are above zero, in part if some. “Best” is chosen on validation images.",
+        "plain or balanced: holds if all are above zero, in part if some. “Best” is chosen on validation images.",
         ("chapter:15",),
         robust,
     ),
@@ -194,8 +192,8 @@ CLAIMS = [
         "gamma-2-best",
         "γ = 2 is best.",
         "paper, §3.2 and Table 1b; article 2",
-        "By the paired differences in AP to the other γ, each with its best α: holds if all are above zero, in part if "
-        "some are and none is below; does not hold if one γ is clearly better.",
+        "By the paired differences in AP to the other γ, each with its best α: holds if all are above zero, in part "
+        "if some are and none is below; does not hold if one γ is clearly better.",
         ("chapter:15", "chapter:7#the-comparison"),
         gamma_2_best,
     ),
@@ -212,8 +210,7 @@ CLAIMS = [
         "Focal loss does not only learn faster, it ends higher.",
         "paper, Table 1b (trained to the end)",
         "By the paired differences in AP after trainings of 2,400 steps, to plain and to balanced cross entropy, and "
-        "on "
-        "another task: holds if all are above zero, in part if some.",
+        "on another task: holds if all are above zero, in part if some.",
         ("chapter:15", "chapter:7#the-comparison"),
         longer,
         "Whether such a training is long enough to be called converged is another question.",
@@ -232,8 +229,7 @@ CLAIMS = [
         "imbalance is greatest.",
         "paper, abstract and §1; article 2",
         "By the slope of the advantage over cross entropy, in AP for each factor of ten in the imbalance: holds if "
-        "its 95 % "
-        "interval is above zero at every length of training, in part if at some.",
+        "its 95 % interval is above zero at every length of training, in part if at some.",
         ("chapter:15",),
         with_imbalance,
     ),
@@ -242,8 +238,7 @@ CLAIMS = [
         "Cross entropy from p = 0.5, without the prior, diverges.",
         "paper, §5.1",
         "Holds if the loss of every run at every rate stops being finite, in part if that of some; SGD, subnets "
-        "without "
-        "norm, no clipping, as in the paper.",
+        "without norm, no clipping, as in the paper.",
         ("chapter:15", "chapter:10#training-with-and-without", "chapter:3#not-learning-at-all"),
         ce_diverges,
     ),
@@ -252,8 +247,7 @@ CLAIMS = [
         "With the prior π = 0.01, and nothing else changed, cross entropy trains (30.2 AP, COCO minival).",
         "paper, §5.1; article 2",
         "By the paired difference in AP with and without the prior, at each rate: holds if all are above zero, in "
-        "part if "
-        "some. Every detection counts, however unsure.",
+        "part if some. Every detection counts, however unsure.",
         ("chapter:15", "chapter:10#training-with-and-without"),
         prior_trains,
     ),
@@ -268,10 +262,9 @@ CLAIMS = [
     Claim(
         "hinge",
         "With a hinge loss on p_t training is unstable and gives nothing meaningful.",
-        "paper, §3.2 and §5.1",
+        "paper, §5.1",
         "Holds if the best of all settings has less than a tenth of the AP of cross entropy; in part if it is "
-        "clearly below. "
-        "Every detection counts.",
+        "clearly below. Every detection counts.",
         (
             "chapter:15",
             "chapter:5#a-counter-example-the-hinge",
@@ -285,8 +278,7 @@ CLAIMS = [
         "The exact form of focal loss does not matter: FL* does as well (33.8 and 33.9 against 34.0 AP, COCO minival).",
         "paper, §3.2, appendix A and Table 3; article 2",
         "Holds if the 95 % intervals of both paired differences lie within 3 AP, in part if one; does not hold if "
-        "one lies "
-        "outside and none within.",
+        "one lies outside and none within.",
         ("chapter:15", "test:test_losses.py::test_focal_loss_star"),
         star_equal,
     ),
@@ -295,8 +287,7 @@ CLAIMS = [
         "FL* is better than cross entropy (33.8 and 33.9 against 31.1 AP, COCO minival).",
         "paper, Table 3",
         "By the paired differences in AP of both settings to α = 0.75, as in the paper, and to the cross entropy, "
-        "plain or "
-        "balanced, that is best here on validation images: holds if all are above zero, in part if some.",
+        "plain or balanced, that is best here on validation images: holds if all are above zero, in part if some.",
         ("chapter:15", "test:test_losses.py::test_focal_loss_star"),
         star_over_ce,
     ),
@@ -305,8 +296,7 @@ CLAIMS = [
         "Many settings of FL* beat cross entropy.",
         "paper, appendix A and Figure 7",
         "By the paired differences in AP to the cross entropy that is best on validation images: holds if all "
-        "settings of "
-        "the grid are above zero, in part if some.",
+        "settings of the grid are above zero, in part if some.",
         ("chapter:15",),
         many_stars,
     ),

@@ -108,8 +108,8 @@ def derivatives(e: Evidence) -> Finding:
 
 def opposite_of_robust(e: Evidence) -> Finding:
     figure = (
-        "weight of an easy and of a hard example: Huber loss 1.00 and {:.2f} (error 0.1 and 5, δ = 1), focal "
-        "loss {:.2f} and {:.2f}"
+        "weight of an easy and of a hard example: Huber loss 1.00 and {:.2f} (error 0.1 and 5, δ = 1), focal loss "
+        "{:.2f} and {:.2f}"
     )
     huber, soft, hard = 1 / 5, (1 - 0.9) ** 2, (1 - 0.1) ** 2
     return check(figure.format(huber, soft, hard), huber < 1, soft < hard, no=Verdict.WRONG)
@@ -127,8 +127,7 @@ CLAIMS = [
     Claim(
         "factor-1000",
         "With γ = 2 an example at p_t = 0.9 has a loss 100 times lower than under cross entropy, at p_t ≈ 0.968 one "
-        "1000 times "
-        "lower.",
+        "1000 times lower.",
         "paper, §3.2; article 2",
         "Holds if both are so, to 1 % and, as the paper says “about”, to 5 %.",
         ("chapter:5#focal-loss", "test:test_losses.py::test_down_weighting_of_section_3"),
@@ -185,15 +184,14 @@ CLAIMS = [
         "Because its weight follows difficulty, focal loss stays with the objects as training goes on.",
         "article 1, §4-2 and §7",
         "Holds if the objects have more than half of the focal loss at the start, at step 20, half-way and at the "
-        "end, in "
-        "every run; in part if at some.",
+        "end, in every run; in part if at some.",
         ("chapter:7#the-articles-last-figure-measured",),
         focal_share,
     ),
     Claim(
         "derivatives",
         "The derivatives of focal loss and FL* by the logit are those of equations 10 and 11.",
-        "paper, appendices A and B",
+        "paper, appendix B",
         "Holds if the formulas agree with small differences to five digits.",
         (
             "chapter:5#the-derivative",

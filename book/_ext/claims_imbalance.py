@@ -115,27 +115,26 @@ CLAIMS = [
         "proposals-990-10",
         "Of 1,000 proposals of a two-stage detector about 10 show an object: 990 : 10.",
         "article 1, §2-1-1",
-        "Holds if between half a per cent and two per cent of the proposals show an object, on both sets of images; in "
-        "part if on one.",
+        "Holds if between half a per cent and two per cent of the proposals show an object, on both sets of images; "
+        "in part if on one.",
         ("chapter:1#the-funnel-counted", "test:test_proposals.py::test_the_funnel_counts_every_step"),
         proposals,
     ),
     Claim(
         "proposals-lessen",
         "Region proposals lessen the imbalance before anything is classified.",
-        "article 1, §2-3; paper, §1",
-        "Holds if there is less background for each foreground box among the proposals than among the anchors, on both "
-        "sets of images.",
+        "article 1, §2-3; paper, §3.4",
+        "Holds if there is less background for each foreground box among the proposals than among the anchors, on "
+        "both sets of images.",
         ("chapter:1#the-funnel-counted",),
         proposals_lessen,
     ),
     Claim(
         "minibatch-1-3",
         "The second stage trains on a minibatch with one foreground box to three of background.",
-        "article 1, §2-3; paper, §2",
+        "article 1, §2-3; paper, §3.4",
         "Holds if the sampled minibatch has at most 3.5 background boxes for each of foreground, on both sets of "
-        "images; "
-        "in part if on one.",
+        "images; in part if on one.",
         (
             "chapter:1#training-both-stages",
             "test:test_proposals.py::test_the_second_stage_learns_from_three_backgrounds_for_each_foreground",
@@ -174,7 +173,7 @@ CLAIMS = [
     Claim(
         "easy-negatives",
         "Most of the background is easy: it has next to no loss and teaches next to nothing.",
-        "paper, §1; article 1, §2-2-3; article 3",
+        "paper, §2; article 1, §2-2-3; article 3",
         "Holds if more than 90 % of the background anchors are easy, by both measures.",
         ("chapter:3#two-ways-to-fail", "chapter:2#easy-negatives"),
         easy,
@@ -184,8 +183,7 @@ CLAIMS = [
         "A model that knows nothing first learns to answer “background”.",
         "article 1, §2-2-1",
         "Holds if 20 steps after a start at one half, both objects and background get a probability below 0.05 in "
-        "every "
-        "run.",
+        "every run.",
         ("chapter:3#what-a-model-that-knows-nothing-learns-first",),
         background_first,
     ),
@@ -194,8 +192,7 @@ CLAIMS = [
         "The many small losses of the background outweigh the few large ones of the objects: 100 against 10.",
         "article 1, §2-2-2 and §7; paper, §3.2",
         "Holds if the objects have less than half of the cross entropy at the start and from step 50 on, in every "
-        "run; in "
-        "part if only at one of the two.",
+        "run; in part if only at one of the two.",
         (
             "chapter:3#ten-against-a-hundred",
             "test:test_comparison.py::test_shares_are_those_of_the_losses_and_their_gradients",
@@ -207,8 +204,7 @@ CLAIMS = [
         "Easy background dominates the gradient of cross entropy.",
         "paper, §3.2; articles 2 and 4",
         "Holds if the objects have less than half of the gradient by the logits at the start and from step 50 on, in "
-        "every run; "
-        "in part if only at one of the two.",
+        "every run; in part if only at one of the two.",
         (
             "chapter:3#ten-against-a-hundred",
             "test:test_comparison.py::test_shares_are_those_of_the_losses_and_their_gradients",
@@ -220,8 +216,7 @@ CLAIMS = [
         "Under this imbalance a model does not learn the objects at all.",
         "article 1, §2-2-3",
         "Holds if cross entropy ends with an AP below 0.1 in every run, and in most of those from the roughest "
-        "start; in "
-        "part if one of the two is true. AP of the rough start counts every detection, however unsure.",
+        "start; in part if one of the two is true. AP of the rough start counts every detection, however unsure.",
         ("chapter:3#not-learning-at-all",),
         no_learning,
     ),
@@ -230,8 +225,7 @@ CLAIMS = [
         "The imbalance makes training inefficient.",
         "article 1, §2-2-3; paper, §3.2",
         "Holds if after 100 steps objects have a lower probability under cross entropy than under focal loss and "
-        "than with "
-        "hard negatives, in every run.",
+        "than with hard negatives, in every run.",
         ("chapter:3#two-ways-to-fail",),
         inefficient,
     ),
@@ -262,11 +256,10 @@ CLAIMS = [
     ),
     Claim(
         "one-stage-faster",
-        "One-stage detectors are faster: RetinaNet-101 at 600 pixels needs 122 ms an image, Faster R-CNN with the same "
-        "backbone 172 ms.",
-        "paper, §5.3; article 1, §2-1-2; articles 2 and 3",
+        "One-stage detectors are faster: RetinaNet-101 at 600 pixels needs 122 ms an image, Faster R-CNN with the "
+        "same backbone 172 ms.",
+        "paper, §5.2; article 1, §2-1-2; articles 2 and 3",
         "The times are of one GPU and of programs that are not run here. Our two-stage model was built to be read, "
-        "and a "
-        "race with it would say nothing about either kind.",
+        "and a race with it would say nothing about either kind.",
     ),
 ]

@@ -57,8 +57,8 @@ def softmax_or_sigmoid(e: Evidence) -> Finding:
     softmax = softmax_focal(two, 0, 2), softmax_focal(three, 0, 2)
     sigmoids = sigmoid_focal([1.2], [1], 2)[0], sum(sigmoid_focal(three, [1, 0, 0], 2))
     figure = (
-        "object and background: {:.4f} by softmax, {:.4f} by sigmoid of the difference; three classes: "
-        "{:.4f} and {:.4f}"
+        "object and background: {:.4f} by softmax, {:.4f} by sigmoid of the difference; three classes: {:.4f} and "
+        "{:.4f}"
     )
     return check(
         figure.format(softmax[0], sigmoids[0], softmax[1], sigmoids[1]),
@@ -72,8 +72,9 @@ def normalise(e: Evidence) -> Finding:
         e.printed(6, rf"\s{anchors}\s+([\d.e-]+)\s+([\d.e-]+)") for anchors in ("1,000", "100,000")
     )
     figure = (
-        f"pull of one object among 1,000 and among 100,000 anchors: {mean_few:g} and {mean_many:g} by the mean, "
-        f"{pos_few:g} and {pos_many:g} per foreground anchor"
+        f"the pull of one object among 100,000 anchors is {mean_few / mean_many:.0f} times smaller than among 1,000 "
+        "if all are "
+        f"counted, {pos_few / pos_many:.2f} times if only its own"
     )
     return check(figure, math.isclose(pos_few, pos_many, rel_tol=1e-3) and mean_few > 50 * mean_many)
 
@@ -83,9 +84,9 @@ def glossary_example(e: Evidence) -> Finding:
     plain, balanced = (sum(sigmoid_focal(logits, targets, 1.5, alpha)) for alpha in (None, 0.25))
     ce = sum(sigmoid_focal(logits, targets, 0.0))
     figure = (
-        f"the example's three terms: CE {ce:.6f}, γ = 1.5 {plain:.6f}, with α = 0.25 {balanced:.6f}; at p_t = 0.9 the "
-        "loss is "
-        f"{factor(0.9, 1.5):.0f} times lower"
+        f"the example's sum: cross entropy {ce:.6f}, focal loss {plain:.6f}, with α = 0.25 {balanced:.6f}; at p_t = "
+        "0.9 the "
+        f"loss is {factor(0.9, 1.5):.0f} times lower"
     )
     right = abs(plain - 0.290724) < 1e-6 and abs(balanced - 0.080528) < 1e-6
     return check(figure, right and factor(0.9, 1.5) > 10, no=Verdict.WRONG)
@@ -135,7 +136,7 @@ CLAIMS = [
     ),
     Claim(
         "article-class",
-        "A few lines on top of cross entropy are a focal loss: a weight (1 − p_t)^γ with p_t = exp(−CE).",
+        "A few lines on top of cross entropy are a focal loss: a weight $(1 - p_t)^\\gamma$ with p_t = exp(−CE).",
         "article 1, §5",
         "Holds if it has the right value, and a gradient everywhere; in part if one of the two.",
         ("chapter:6#where-it-breaks", "test:test_losses.py::test_class_of_source_1"),
@@ -143,7 +144,7 @@ CLAIMS = [
     ),
     Claim(
         "softmax-sigmoid",
-        "That class, with its softmax over the classes, is the loss that RetinaNet trains with.",
+        "The article's class, with its softmax over the classes, is the loss that RetinaNet trains with.",
         "article 1, §5",
         "Holds if it equals the sigmoid form on two classes (a margin) and on three; in part if on one of them.",
         ("chapter:6#softmax-through-the-margin", "test:test_losses.py::test_softmax_against_mpmath"),
@@ -163,21 +164,18 @@ CLAIMS = [
         "glossary-example",
         "γ = 1.5 turns easy examples down aggressively.",
         "article 4, code example",
-        "Holds if at p_t = 0.9 the loss is more than 10 times lower, and the example's sum is what this book computes "
-        "with "
-        "its own loss.",
+        "Holds if at p_t = 0.9 the loss is more than 10 times lower, and the example's sum is what this book "
+        "computes with its own loss.",
         ("chapter:6#the-form-that-articles-print", "test:test_losses.py::test_example_of_source_4"),
         glossary_example,
     ),
     Claim(
         "first-loss",
         "Starting from a prior of 0.01 keeps the background from dominating the first loss, of cross entropy and of "
-        "focal "
-        "loss.",
+        "focal loss.",
         "paper, §3.3; article 2",
         "Holds if background has less than half of the first loss under both, at 800 × 1344 pixels with 80 classes "
-        "and 30 "
-        "objects; in part if under one.",
+        "and 30 objects; in part if under one.",
         (
             "chapter:5#the-prior-π-where-training-starts",
             "chapter:10#the-first-loss",

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 THEMES = (
     "imbalance", "remedies", "balanced", "focal", "implementation", "retinanet", "experiments", "detector",
 )  # fmt: skip
-SYMBOL = re.compile(r"(?<![\w$`])([pα]_t)(?![\w$`])")  # written plainly in the claims, set as mathematics
+SYMBOL = re.compile(r"\$[^$]+\$|`[^`]+`|(?<!\w)([pα]_t)(?!\w)")  # p_t is written plainly, and set as mathematics
 GLUE = re.compile(r"(?<=\S) (?=[=≥≤≈±:%](?: |\b|[,;.)]|$))|(?<=[=≥≤≈±:]) (?=[\d−])")  # no line ends there
 MEANINGS = {
     "HOLDS": "The rule, as the row states it, is met.",
@@ -146,7 +146,8 @@ class Ledger(SphinxDirective):
         logger.warning("claims ledger: %s", message, location=(self.env.docname, self.lineno))
 
     def inline(self, text: str, node: nodes.TextElement) -> nodes.TextElement:
-        text = GLUE.sub("\N{NO-BREAK SPACE}", SYMBOL.sub(r"$\1$", text))
+        text = SYMBOL.sub(lambda match: f"${match[1]}$" if match[1] else match[0], text)
+        text = GLUE.sub("\N{NO-BREAK SPACE}", text)
         children, _ = self.state.inline_text(text, self.lineno)
         node.extend(children)
         return node

@@ -79,7 +79,7 @@ CLAIMS = [
     Claim(
         "random-sampling",
         "Keeping one foreground to three of background, drawn at random, copes with the imbalance.",
-        "article 1, §2-3; paper, §2",
+        "article 1, §2-3; paper, §1 and §3.4",
         "By the paired difference in AP to cross entropy over all anchors.",
         ("chapter:3#one-to-three-at-random", "test:test_sampling.py::test_balanced_minibatch_fills_up_with_background"),
         lambda e: better(e, FEW, "random", "ce"),
@@ -114,10 +114,9 @@ CLAIMS = [
     Claim(
         "focal-over-ohem",
         "Focal loss beats the best setting of OHEM, by 3.2 AP (36.0 against 32.8, COCO minival).",
-        "paper, §5.2 and Table 1d",
+        "paper, §5.1 and Table 1d",
         "By the paired difference in AP to the setting of OHEM that is best on validation images, and on another "
-        "task that "
-        "is trained longer: holds if both are above zero, in part if one.",
+        "task that is trained longer: holds if both are above zero, in part if one.",
         (
             "chapter:16",
             "chapter:3#compared-on-one-task",
@@ -128,19 +127,17 @@ CLAIMS = [
     Claim(
         "ohem-1-3",
         "Fixing 1 : 3 on top of OHEM makes it worse.",
-        "paper, Table 1d",
+        "paper, §5.1 and Table 1d",
         "By the paired differences in AP, OHEM minus OHEM 1 : 3, at each size of the batch: holds if all are above "
-        "zero, in "
-        "part if some.",
+        "zero, in part if some.",
         ("chapter:16", "test:test_sampling.py::test_ohem_one_to_three"),
         ratio_hurts,
     ),
     Claim(
         "ohem-batch",
         "OHEM depends on its settings: with NMS at 0.5 a batch of 128 anchors is better than one of 512 (32.8 "
-        "against 27.6 "
-        "AP, COCO minival).",
-        "paper, Table 1d",
+        "against 27.6 AP, COCO minival).",
+        "paper, §5.1 and Table 1d",
         "By the paired difference in AP between a batch of 32, which is as many in a hundred of our anchors, and one "
         "of 128.",
         ("chapter:16",),
@@ -149,7 +146,7 @@ CLAIMS = [
     Claim(
         "ohem-discards",
         "OHEM discards easy examples altogether; focal loss keeps all and weighs them.",
-        "paper, §2 and §3; article 4",
+        "paper, §2 and §5.1; article 4",
         "Holds if a batch of OHEM has less than 5 % of the anchors. That the others get no gradient, the test shows.",
         (
             "chapter:7#ohem-choose-instead-of-weigh",
@@ -162,8 +159,7 @@ CLAIMS = [
         "Focal loss gives a smoother and more stable training than OHEM.",
         "article 4",
         "By the spread of AP between seeds: holds if that of focal loss is smaller, by an F-test at the 5 % level, "
-        "in all "
-        "three comparisons; in part if in some; undecided if neither is smaller.",
+        "in all three comparisons; in part if in some; undecided if neither is smaller.",
         ("chapter:16", "chapter:7#the-comparison"),
         smoother,
         "Few seeds say little about a spread.",
@@ -173,8 +169,7 @@ CLAIMS = [
         "The remedies need a person's hand; focal loss does not.",
         "article 1, §2-3",
         "Holds if focal loss has no number to choose; in part if it has no more than each of the four samplers. "
-        "Counted in "
-        "the signatures of this package's functions.",
+        "Counted in the signatures of this package's functions.",
         ("chapter:3#what-a-person-has-to-choose",),
         hands,
     ),

@@ -129,8 +129,7 @@ CLAIMS = [
         "Current YOLO detectors train with focal loss or a variant of it, and an IoU loss.",
         "article 4",
         "Counted in the table of chapter 7, which was read off public code: holds if all of them do both by default; "
-        "in "
-        "part if all have an IoU loss.",
+        "in part if all have an IoU loss.",
         ("chapter:7#what-todays-detectors-train-with",),
         yolo_losses,
     ),
@@ -144,8 +143,7 @@ CLAIMS = [
     Claim(
         "other-fields",
         "In medical images focal loss greatly improves the recall of rare lesions; in driving it makes sure that "
-        "small and "
-        "distant obstacles are not missed.",
+        "small and distant obstacles are not missed.",
         "article 4; article 1, §6",
         "Nothing in this book measures it yet.",
     ),
