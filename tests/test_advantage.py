@@ -11,7 +11,7 @@ import torch
 from focal_tutorial.advantage import advantage_map, count_scenes, even_imbalance, first_push
 from focal_tutorial.criterion import Criterion
 from focal_tutorial.losses import sigmoid_focal_loss
-from focal_tutorial.paper import MAP, MAP_DENSITIES, MAP_LOSSES, TABLES, TASKS
+from focal_tutorial.paper import MAP, MAP_DENSITIES, MAP_STEPS, TABLES, TASKS
 from focal_tutorial.retinanet import build_model
 from focal_tutorial.tables import cell_config, cell_data
 
