@@ -261,12 +261,12 @@ RATE_CELLS = {
 TABLES = {
     "table_rates": Table(
         "the learning rate of each family of losses of the tables", RATE_CELLS,
-        TASKS, RATES, {"cpu": 11, "gpu": 60}, 2, RATE_SEED,
+        TASKS, RATES, {"cpu": 17, "gpu": 60}, 2, RATE_SEED,
     ),
-    "table_1a": Table("Table 1a: α of balanced cross entropy", TABLE_1A, TASKS, RATES, {"cpu": 5, "gpu": 24}),
+    "table_1a": Table("Table 1a: α of balanced cross entropy", TABLE_1A, TASKS, RATES, {"cpu": 4, "gpu": 24}),
     "table_1b": Table("Table 1b: γ, each with its best α", TABLE_1B, TASKS, RATES, {"cpu": 11, "gpu": 57}),
     "table_3": Table("Table 3: FL*", TABLE_3, TASKS, RATES, {"cpu": 3, "gpu": 15}),
-    "figure_7": Table("Figure 7: FL* over γ and β", FIGURE_7, TASKS, RATES, {"cpu": 6, "gpu": 36}),
+    "figure_7": Table("Figure 7: FL* over γ and β", FIGURE_7, TASKS, RATES, {"cpu": 8, "gpu": 36}),
     "table_1c": Table("Table 1c: scales and ratios of the anchors", TABLE_1C, TASKS, RATES, {"cpu": 4, "gpu": 21}),
     "table_1e": Table(
         "Table 1e: size of the image and depth", TABLE_1E, {"cpu": TASKS["cpu"]}, RATES, {"cpu": 4}
@@ -274,7 +274,7 @@ TABLES = {
     "table_1e_resnet": Table(
         "Table 1e: size of the image and depth, ResNets", TABLE_1E_RESNET, {"gpu": TASKS["gpu"]}, RATES, {"gpu": 25}
     ),
-    "table_1d": Table("Table 1d: OHEM against focal loss", TABLE_1D, TASKS, RATES, {"cpu": 6, "gpu": 30}),
+    "table_1d": Table("Table 1d: OHEM against focal loss", TABLE_1D, TASKS, RATES, {"cpu": 12, "gpu": 30}),
     "table_long": Table(
         "the losses of Table 1b, trained longer", TABLE_LONG, TASKS, RATES, {"cpu": 5, "gpu": 29}
     ),
@@ -286,7 +286,7 @@ TABLES = {
     ),
     "hinge": Table("the hinge loss", HINGE, TASKS, RATES, {"cpu": 3, "gpu": 15}),
     "imbalance_map": Table(
-        "advantage over CE by imbalance and schedule", MAP, {"cpu": TASKS["cpu"]}, RATES, {"cpu": 22}
+        "advantage over CE by imbalance and schedule", MAP, {"cpu": TASKS["cpu"]}, RATES, {"cpu": 12}
     ),
     "imbalance_map_rate": Table(
         "cross entropy in the map at the other losses' rate", MAP_CE_RATE, {"cpu": TASKS["cpu"]}, RATES, {"cpu": 4}

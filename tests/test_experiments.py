@@ -119,7 +119,7 @@ def test_what_has_cells_is_a_table_and_every_experiment_is_listed(capsys: pytest
     assert command(["experiment", "list"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert set(lines) == set(experiments.EXPERIMENTS)
-    assert "8 settings × 3 to 5 seeds; minutes a seed: cpu 5, gpu 24" in lines["table_1a"]
+    assert "8 settings × 3 to 5 seeds; minutes a seed: cpu 4, gpu 24" in lines["table_1a"]
     assert "3 seeds; minutes a seed: cpu 2.5, gpu 6" in lines["bccd"]
 
 
