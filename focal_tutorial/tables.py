@@ -172,11 +172,10 @@ def train_cell(config: Config, folder: Path, root: Path | str | None = None) -> 
         root: data root.
 
     Returns:
-        "metrics": COCO's on the test images with the paper's score threshold, "AP_any" the AP without one (every
-            detection counts, however unsure), "validation_AP"; all 0 for a run whose loss is not finite.
-        "measured": what `measure` names, else `None`.
-        "diverged": at which step the loss was not finite, in words, else `None`.
-        "seconds", "peak_memory_mib", "device", "commit": what it cost, where, and with which code.
+        A dictionary. Its `metrics` are COCO's on the test images with the paper's score threshold, `AP_any` the AP
+        without one (every detection counts, however unsure) and `validation_AP`; all 0 for a run whose loss is not
+        finite, which `diverged` then tells in words. `measured` is what the configuration's `measure` names.
+        `seconds`, `peak_memory_mib`, `device` and `commit` say what it cost, where, and with which code.
     """
     training = cell_training(config, folder, root)
     with computing(training):
