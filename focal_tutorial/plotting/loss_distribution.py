@@ -16,6 +16,7 @@ GAMMA_COLOURS = ("#33414d", PALETTE[5], PALETTE[0], PALETTE[1])  # from γ = 0 o
 STYLES = ("-", (0, (5, 1.6)), (0, (2, 1.4)), "-.")
 KIND_COLOURS = (PALETTE[1], PALETTE[4], PALETTE[3], PALETTE[5], "#c9d2d8")
 NEGATIVE = PALETTE[0]
+LOWEST = 1e-4  # fraction at which logarithmic axes begin
 
 
 def plot_cumulative(
@@ -51,12 +52,12 @@ def plot_cumulative(
 def plot_hardest(
     ax: Axes, hardest: Sequence[float], curves: Mapping[str, Any], *, title: str = "", ylabel: str = ""
 ) -> str:
-    """The same from the other end: share of the loss over the hardest fraction, on a logarithmic axis.
+    """The same from the other end: share of the loss over the hardest fraction, on a logarithmic axis from `LOWEST`.
 
     Arguments as `plot_cumulative`.
     """
     x = np.asarray(hardest, float)
-    kept = x > 0
+    kept = x > 0.99 * LOWEST
     ends = []
     for i, (name, values) in enumerate(curves.items()):
         mean, spread = _mean_and_spread(np.atleast_2d(np.asarray(values, float)))
@@ -65,8 +66,8 @@ def plot_hardest(
         ax.plot(x[kept], mean[kept], color=colour, linestyle=style, linewidth=1.9, label=name)
         ends.append(f"{name} {100 * np.interp(-0.01, -x, mean):.0f}")
     ax.set_xscale("log")
-    ax.set(xlim=(x[kept].min(), 1), ylim=(0, 1.01), yticks=np.linspace(0, 1, 6))
-    ticks = [tick for tick in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0) if tick >= x[kept].min() * 0.999]
+    ax.set(xlim=(LOWEST, 1), ylim=(0, 1.01), yticks=np.linspace(0, 1, 6))
+    ticks = 10.0 ** np.arange(-4, 1)
     ax.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
     ax.set_xlabel("hardest fraction of the terms", fontsize=9, color=INK)
     ax.set_ylabel(ylabel, fontsize=9, color=INK)
