@@ -31,7 +31,7 @@ def test_cumulative_is_read_from_the_easy_end(ax: Axes) -> None:
 def test_cumulative_of_seeds_is_mean_and_sample_deviation(ax: Axes) -> None:
     draw.plot_cumulative(ax, HARDEST, {"a": [[1, 0.9, 0.7, 0.1, 0], [1, 0.7, 0.5, 0.1, 0]]})
     assert list(np.asarray(ax.lines[1].get_ydata())) == pytest.approx([0, 0.2, 0.4, 0.9, 1])
-    band = ax.collections[0].get_paths()[0].vertices
+    band = np.asarray(ax.collections[0].get_paths()[0].vertices)
     at_half = band[np.isclose(band[:, 0], 0.5), 1]
     assert at_half.max() - at_half.min() == pytest.approx(2 * 0.02**0.5)
 
