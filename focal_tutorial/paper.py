@@ -63,10 +63,13 @@ def star(gamma: float, beta: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ohem(batch_size: int, nms_iou: float, foreground: float | None = None) -> dict[str, Any]:
-    """Cross entropy of the `batch_size` hardest anchors an image after NMS, at most a share `foreground` of them."""
+def ohem(batch_size: int, nms_iou: float, foreground: float | None = None, enforce: bool = False) -> dict[str, Any]:
+    """Cross entropy of the `batch_size` hardest anchors an image after NMS, up to a share `foreground` of them so."""
     sampler = {"name": "ohem", "batch_size": batch_size, "nms_iou": nms_iou, "foreground_fraction": foreground}
-    name = f"OHEM{' 1 : 3' if foreground else ''}, {batch_size}, NMS {nms_iou:g}"
+    if enforce:
+        sampler["enforce"] = True
+    ratio = " 1 : 3 enforced" if enforce else " 1 : 3" if foreground else ""
+    name = f"OHEM{ratio}, {batch_size}, NMS {nms_iou:g}"
     return {"title": name, "family": "ohem", "alpha": None, "gamma": 0.0, "sampler": sampler}
 
 
@@ -110,6 +113,7 @@ TABLE_3 = {name: FIGURE_7[name] for name in ("ce", "bce_0_75", "fl_2_0_25", "sta
 TABLE_1D = {
     **{key("ohem", batch, iou): ohem(batch, iou) for iou in (0.7, 0.5) for batch in (32, 128, 512)},
     **{key("ohem13", batch, 0.5): ohem(batch, 0.5, 0.25) for batch in (32, 128, 512)},
+    **{key("enforced13", batch, 0.5): ohem(batch, 0.5, 0.25, enforce=True) for batch in (32, 128)},
     "fl_2_0_25": TABLE_1B["fl_2_0_25"],
 }
 

@@ -88,6 +88,7 @@ def mine_online(
     batch_size: int = 128,
     nms_iou: float | None = 0.7,
     foreground_fraction: float | None = None,
+    enforce: bool = False,
 ) -> Tensor:
     """OHEM: keep the `batch_size` anchors of highest loss an image, after NMS by loss: `(N, R)`.
 
@@ -96,8 +97,10 @@ def mine_online(
         labels: `(N, R)` integers, −1 background, −2 ignored.
         boxes: `(R, 4)` or `(N, R, 4)` xyxy that NMS compares; needed unless `nms_iou` is `None`.
         nms_iou: among anchors overlapping more than this, only the one of highest loss stays.
-        foreground_fraction: force at most this share of foreground, the rest background (the paper's "OHEM 1:3"
-            is 0.25); `None` lets the loss alone decide.
+        foreground_fraction: take up to this share of the batch from the foreground, whatever its loss, and fill the
+            rest with background (the paper's "OHEM 1:3" is 0.25); `None` lets the loss alone decide.
+        enforce: where foreground is too scarce for that share, take less background rather than a smaller share, as
+            hard negative mining does: an image without foreground then keeps nothing.
 
     Source: Shrivastava et al., OHEM (2016); the settings are those of the RetinaNet paper's Table 1d.
     """
@@ -118,7 +121,10 @@ def mine_online(
             kept = _top(loss, allowed, batch_size)
         else:
             few = _top(loss, allowed & (label >= 0), few_wanted)
-            kept = few | _top(loss, allowed & (label == BACKGROUND), batch_size - int(few.sum()))
+            rest = batch_size - int(few.sum())
+            if enforce and foreground_fraction > 0:
+                rest = min(rest, round(int(few.sum()) * (1 / foreground_fraction - 1)))
+            kept = few | _top(loss, allowed & (label == BACKGROUND), rest)
         sampled[image] = torch.where(kept, label, IGNORE)
     return sampled
 

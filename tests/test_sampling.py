@@ -59,6 +59,10 @@ def test_ohem_without_nms_is_the_top_of_the_loss(labels: torch.Tensor, losses: t
 def test_ohem_one_to_three(labels: torch.Tensor, losses: torch.Tensor) -> None:
     sampled = mine_online(losses, labels, batch_size=128, nms_iou=None, foreground_fraction=0.25)
     assert counts(sampled) == [(10, 118), (32, 96)]
+    enforced = mine_online(losses, labels, batch_size=128, nms_iou=None, foreground_fraction=0.25, enforce=True)
+    assert counts(enforced) == [(10, 30), (32, 96)]
+    hardest = torch.where(labels[0] == BACKGROUND, losses[0], -1).topk(30).indices
+    assert set((enforced[0] == BACKGROUND).nonzero().flatten().tolist()) == set(hardest.tolist())
 
 
 def test_ohem_nms_keeps_one_of_a_pile(labels: torch.Tensor, losses: torch.Tensor) -> None:
