@@ -146,7 +146,8 @@ def plot_by_share(
         ax.errorbar(x, y, dy if any(dy) else None, color=colour, marker=marker, markersize=6.5, capsize=3, linewidth=0,
                     elinewidth=1.4, label=name)  # fmt: skip
         for (text, *_), place in zip(points, zip(x, y, strict=True), strict=True):
-            ax.annotate(text, place, xytext=(7, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour)
+            ax.annotate(text, place, xytext=(-7 if i % 2 == 0 else 7, 0), textcoords="offset points", va="center",
+                        ha="right" if i % 2 == 0 else "left", fontsize=8.5, color=colour)  # fmt: skip
         reached = (f"{point[0]} at {a:.1f} % AP {b:.1f}" for point, a, b in zip(points, x, y, strict=True))
         told.append(f"{name}: {', '.join(reached)}")
     if reference is not None:
