@@ -127,7 +127,7 @@ CLAIMS = [
         "α is best set by inverse frequency.",
         "article 1, §3; article 2; paper, §3.1 (as one of two ways)",
         "By the paired difference in AP to the α that is best on validation images, on two tasks.",
-        ("chapter:4#which-weight-is-best-measured", "chapter:15"),
+        ("chapter:4#which-weight-is-best-measured", "chapter:15#table-1a-the-class-weight"),
         inverse_frequency_best,
     ),
     Claim(
@@ -135,7 +135,7 @@ CLAIMS = [
         "Balanced cross entropy with α = 0.75 is better than plain cross entropy (31.1 against 30.2 AP, COCO minival).",
         "paper, Table 1a",
         "By the paired difference in AP. Both have the learning rate that is best for them.",
-        ("chapter:15",),
+        ("chapter:15#table-1a-the-class-weight",),
         lambda e: better(e, TABLE_1A, "bce_0_75", "ce"),
     ),
     Claim(
@@ -144,7 +144,7 @@ CLAIMS = [
         "paper, Table 1a",
         "Holds if the AP at 0.1 is below 1 and that at 0.5 is above that at 0.25 by the paired difference; in part "
         "if one of the two is true.",
-        ("chapter:15",),
+        ("chapter:15#nothing-learned-or-not-shown",),
         small_weight,
     ),
     Claim(
@@ -153,7 +153,7 @@ CLAIMS = [
         "paper, Table 1a",
         "By the paired differences in AP, 0.75 minus 0.99 and 0.75 minus 0.999: holds if both are above zero, in "
         "part if one.",
-        ("chapter:15", "chapter:4#which-weight-is-best-measured"),
+        ("chapter:15#table-1a-the-class-weight", "chapter:4#which-weight-is-best-measured"),
         large_weight,
     ),
     Claim(
@@ -199,7 +199,7 @@ CLAIMS = [
         "paper, §4.1 and Table 1b",
         "Holds if the α that is best on validation images never rises with γ, and is smaller at the largest than at "
         "the smallest; in part if one of the two is true.",
-        ("chapter:15", "chapter:5#α-with-γ"),
+        ("chapter:15#table-1b-γ-each-with-its-best-α", "chapter:5#α-with-γ"),
         alpha_with_gamma,
     ),
 ]

@@ -272,13 +272,14 @@ def better_of(e: Evidence, first: Setting, second: Setting, metric: str = "AP", 
 
 
 def equal(e: Evidence, name: str, first: str, second: str, within: float, label: str = "") -> Finding:
-    """Whether two settings differ by less than `within` points, by the 95 % interval of the paired difference."""
+    """Whether two settings do as well: they differ by at most `within` points on average, and not clearly by more."""
     gap, text = versus(e, (name, first), (name, second))
     figure = f"{label}: {text}" if label else text
-    if abs(gap.mean) + gap.margin <= within:
-        return Finding(figure, Verdict.HOLDS)
-    outside = abs(gap.mean) - gap.margin > within
-    return Finding(figure, Verdict.FAILS if outside else Verdict.UNDECIDED)
+    clear = abs(gap.mean) > gap.margin
+    if abs(gap.mean) > within:
+        return Finding(figure, Verdict.FAILS if clear else Verdict.UNDECIDED)
+    certain = abs(gap.mean) + gap.margin <= within
+    return Finding(figure, Verdict.HOLDS if certain or not clear else Verdict.UNDECIDED)
 
 
 def mean_margin(values: Sequence[float]) -> tuple[float, float]:

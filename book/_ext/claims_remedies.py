@@ -33,9 +33,18 @@ def focal_over_ohem(e: Evidence) -> Finding:
 
 
 def ratio_hurts(e: Evidence) -> Finding:
-    batches = [name.split("_")[1] for name in e.settings("table_1d_cpu", "ohem13_")]
+    """With the mixture enforced where the table has that, else with background filling up."""
+    table = "table_1d_cpu"
+    fixed = [name for name in e.settings(table) if name.startswith("enforced13_")] or e.settings(table, "ohem13_")
+    batches = [name.split("_")[1] for name in fixed]
+    pairs = zip(batches, fixed, strict=True)
+    return combine(*(better(e, table, f"ohem_{b}_0_5", name, label=f"batch {b}") for b, name in pairs))
+
+
+def smaller_batch(e: Evidence) -> Finding:
+    pairs = ((32, 128), (128, 512))
     return combine(
-        *(better(e, "table_1d_cpu", f"ohem_{b}_0_5", f"ohem13_{b}_0_5", label=f"batch {b}") for b in batches)
+        *(better(e, "table_1d_cpu", f"ohem_{a}_0_5", f"ohem_{b}_0_5", label=f"{a} and {b}") for a, b in pairs)
     )
 
 
@@ -138,10 +147,10 @@ CLAIMS = [
         "OHEM depends on its settings: with NMS at 0.5 a batch of 128 anchors is better than one of 512 (32.8 "
         "against 27.6 AP, COCO minival).",
         "paper, §5.1 and Table 1d",
-        "By the paired difference in AP between a batch of 32, which is as many in a hundred of our anchors, and one "
-        "of 128.",
+        "By the paired differences in AP, a batch of 32 minus one of 128, 128 minus 512: holds if both are above "
+        "zero, in part if one. 32 and 128 are the shares of our anchors that 128 and 512 are of the paper's.",
         ("chapter:16",),
-        lambda e: better(e, "table_1d_cpu", "ohem_32_0_5", "ohem_128_0_5"),
+        smaller_batch,
     ),
     Claim(
         "ohem-discards",
