@@ -135,7 +135,7 @@ def plot_by_share(
 
     Args:
         ax: to draw on.
-        series: kind → (name of the point, share in per cent, AP).
+        series: kind → (name of the point or "", share in per cent, AP).
         reference: AP of a dashed line, with its spread as a band.
         xlabel: what the share is of.
     """
@@ -145,10 +145,14 @@ def plot_by_share(
         (x, _), (y, dy) = _with_spread([point[1] for point in points]), _with_spread([point[2] for point in points])
         ax.errorbar(x, y, dy if any(dy) else None, color=colour, marker=marker, markersize=6.5, capsize=3, linewidth=0,
                     elinewidth=1.4, label=name)  # fmt: skip
-        for (text, *_), place in zip(points, zip(x, y, strict=True), strict=True):
-            ax.annotate(text, place, xytext=(-7 if i % 2 == 0 else 7, 0), textcoords="offset points", va="center",
-                        ha="right" if i % 2 == 0 else "left", fontsize=8.5, color=colour)  # fmt: skip
-        reached = (f"{point[0]} at {a:.1f} % AP {b:.1f}" for point, a, b in zip(points, x, y, strict=True))
+        for (text, *_), a, b, up in zip(points, x, y, dy, strict=True):
+            if i % 2 == 0:
+                ax.annotate(text, (a, b), xytext=(-7, 0), textcoords="offset points", ha="right", va="center",
+                            fontsize=8.5, color=colour)  # fmt: skip
+            else:  # above its bar: two series may stand close together
+                ax.annotate(text, (a, b + up), xytext=(0, 3), textcoords="offset points", ha="center", va="bottom",
+                            fontsize=8.5, color=colour)  # fmt: skip
+        reached = (f"{point[0] or name} at {a:.1f} % AP {b:.1f}" for point, a, b in zip(points, x, y, strict=True))
         told.append(f"{name}: {', '.join(reached)}")
     if reference is not None:
         (mean,), (spread,) = _with_spread([reference])
