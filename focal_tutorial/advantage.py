@@ -1,11 +1,14 @@
 """The advantage of each loss over cross entropy as a map over imbalance and schedule, and what changes along its axes.
 
 The map is read from a result of `focal_tutorial.paper.TABLES["imbalance_map"]` or of its finer sister for a GPU, whose
-settings are named LOSS_to_IMBALANCE_steps_STEPS.
+settings are named LOSS_to_IMBALANCE_steps_STEPS_lr_RATE. Every loss is trained at a few learning rates; what counts in
+a field is the rate that was best there on the validation images.
 """
 
 from __future__ import annotations
 
+import re
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +21,7 @@ from focal_tutorial.retinanet import build_model
 from focal_tutorial.table_view import Difference, Row, paired, row
 from focal_tutorial.tables import cell_config, cell_data
 
+NAME = re.compile(r"(.+)_to_(\d+)_steps_(\d+)_lr_\w+")
 Place = tuple[str, int, int]  # loss, imbalance, steps
 FLOOR = 1.0  # AP in points that one loss has to reach before a field says anything about losses
 
@@ -31,12 +35,14 @@ class AdvantageMap:
         imbalance: background anchors to one of foreground as the settings are named, ascending.
         steps: lengths of the schedules, ascending.
         rows: (loss, imbalance, steps) → AP in points of each seed. What has not been run is missing.
+        rates: (loss, imbalance, steps) → the learning rate with which.
     """
 
     losses: dict[str, str]
     imbalance: tuple[int, ...]
     steps: tuple[int, ...]
     rows: dict[Place, Row]
+    rates: dict[Place, float]
 
     @property
     def reference(self) -> str:
@@ -71,30 +77,48 @@ class AdvantageMap:
         return [first, *(name for name in others if not paired(known[first], known[name]).clear)]
 
 
-def advantage_map(result: Mapping[str, Any], metric: str = "AP") -> AdvantageMap:
-    """The map of a result.
+def advantage_map(result: Mapping[str, Any], metric: str = "AP", *, rate: float | None = None) -> AdvantageMap:
+    """The map of a result: each loss in each field at the better one of its learning rates, by `best_rate`.
 
     Args:
-        result: as `load_result` returns it. Settings that no run has are left out.
+        result: as `load_result` returns it.
         metric: "AP" (detections of a score above 0.05), "AP_any" (all) or another one that comes in points.
+        rate: take every loss at this rate instead.
 
     Raises:
-        ValueError: no setting has a name of a map.
+        ValueError: no setting is named as those of a map are and has that rate, or none has been run at all its rates.
     """
     losses: dict[str, str] = {}
-    found: dict[Place, Row] = {}
-    for setting, settings in result["config"]["settings"].items():
-        loss, _, place = setting.partition("_to_")
-        imbalance, _, steps = place.partition("_steps_")
-        if not (imbalance.isdigit() and steps.isdigit()):
-            continue
-        losses.setdefault(loss, settings["title"].partition(", 1 : ")[0])
-        if any(setting in run["metrics"] for run in result["runs"]):
-            found[loss, int(imbalance), int(steps)] = row(result, setting, metric)
-    if not found:
-        raise ValueError("no setting of the result is named LOSS_to_IMBALANCE_steps_STEPS")
-    imbalances, lengths = {place[1] for place in found}, {place[2] for place in found}
-    return AdvantageMap(losses, tuple(sorted(imbalances)), tuple(sorted(lengths)), found)
+    settings: dict[Place, dict[float, str]] = {}
+    for name, setting in result["config"]["settings"].items():
+        match = NAME.fullmatch(name)
+        if match and rate in (None, setting["lr"]):
+            place = match[1], int(match[2]), int(match[3])
+            losses.setdefault(match[1], setting["title"].partition(", 1 : ")[0])
+            settings.setdefault(place, {})[setting["lr"]] = name
+    rates = {place: best for place, tried in settings.items() if (best := best_rate(result, tried)) is not None}
+    rows = {place: row(result, settings[place][best], metric) for place, best in rates.items()}
+    if not rows:
+        raise ValueError("no LOSS_to_IMBALANCE_steps_STEPS_lr_RATE of the result has been run at all its rates")
+    imbalances, lengths = {place[1] for place in rows}, {place[2] for place in rows}
+    return AdvantageMap(losses, tuple(sorted(imbalances)), tuple(sorted(lengths)), rows, rates)
+
+
+def best_rate(result: Mapping[str, Any], tried: Mapping[float, str]) -> float | None:
+    """The rate with the highest mean AP on the validation images, over the seeds that all rates have.
+
+    Args:
+        result: as loaded.
+        tried: rate → the setting that has it.
+
+    Returns:
+        The lowest of the best: where nothing was learned at any rate, the lowest of all. `None` until all have a run.
+    """
+    if any(all(name not in run["metrics"] for run in result["runs"]) for name in tried.values()):
+        return None
+    found = {rate: row(result, name, "validation_AP").values for rate, name in sorted(tried.items())}
+    common = set.intersection(*(set(values) for values in found.values()))
+    return max(found, key=lambda rate: statistics.fmean(found[rate][seed] for seed in common)) if common else None
 
 
 @dataclass(frozen=True)

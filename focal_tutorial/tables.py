@@ -26,7 +26,7 @@ from focal_tutorial.data.coco import CocoDataset
 from focal_tutorial.data.dataset import DetectionDataset
 from focal_tutorial.data.shapes import ShapesDataset
 from focal_tutorial.errors import InputError
-from focal_tutorial.evaluate import detect, evaluate_coco
+from focal_tutorial.evaluate import detect, evaluate, evaluate_coco
 from focal_tutorial.hinge import hinge_loss
 from focal_tutorial.loss_distribution import loss_distribution
 from focal_tutorial.losses import focal_loss_star, sigmoid_focal_loss
@@ -88,8 +88,8 @@ def cell_config(setting: dict[str, Any], task: dict[str, Any], rates: dict[str, 
     Args:
         setting: `family`, whose learning rate it takes, or `lr`; `loss` ("focal" by default, "star", "hinge") and its
             `alpha`, `gamma`, `beta`, `margin`; `sampler` ("ohem" or "hard", and its options); `model`, `train`,
-            `shapes`, `test_shapes`: what it changes of the task's; `longer`: factor of the task's steps; `measure`:
-            what is measured beside AP.
+            `shapes`: what it changes of the task's; `test_shapes`: what is different in the images that are validated
+            and tested on; `longer`: factor of the task's steps; `measure`: what is measured beside AP.
         task: `data` ("shapes" or "bccd"), `shapes`, `model` (a builder and its options), `train`.
         rates: of the families.
         seed: of the first weights and the order of the images.
@@ -138,7 +138,7 @@ def cell_data(config: Config, split: str, root: Path | str | None = None) -> Det
     if config["data"] == "bccd":
         paths = prepare_bccd(root)
         return CocoDataset(paths["images"], paths[split])
-    options = {**config["shapes"], **(config["test_shapes"] if split == "test" else {})}
+    options = {**config["shapes"], **(config["test_shapes"] if split != "train" else {})}
     train_images, val_images = options.pop("num_train"), options.pop("num_val")
     number = {"train": train_images, "val": val_images, "test": options.pop("num_test", val_images)}[split]
     return ShapesDataset(number, split=split, **options)
@@ -147,6 +147,8 @@ def cell_data(config: Config, split: str, root: Path | str | None = None) -> Det
 def cell_training(config: Config, folder: Path, root: Path | str | None = None, **changes: Any) -> TrainConfig:
     """The training run of a cell, into `folder`."""
     data: dict[str, Any] = {"shapes": {k: v for k, v in config["shapes"].items() if k != "num_test"}}
+    if config["test_shapes"]:
+        data["shapes"]["num_val"] = 1  # `train` draws it like its own; `train_cell` validates on those of `cell_data`
     if config["data"] == "bccd":
         paths = prepare_bccd(root)
         data = {"images": str(paths["images"]), "annotations": str(paths["train"])}
@@ -201,7 +203,8 @@ def _train_and_test(config: Config, training: TrainConfig, folder: Path, root: P
     else:
         model.load_state_dict(read_checkpoint(folder / "best.pt")["model"])  # the averaged weights
         test_set = cell_data(config, "test", root)
-        metrics = test_metrics(model, test_set) | {"validation_AP": trained["best"]["AP"]}
+        validation = evaluate(model, cell_data(config, "val", root)) if config["test_shapes"] else trained["best"]
+        metrics = test_metrics(model, test_set) | {"validation_AP": validation["AP"]}
         if config["measure"]:
             measured = MEASURES[config["measure"]](model.eval(), test_set)
     return {

@@ -32,7 +32,7 @@ def fields() -> AdvantageMap:
         ("ce", 930, 400): (5.0, 7.0, 6.0), ("fl", 930, 400): (15.0, 17.2, 16.1), ("ce", 9, 400): (50.0, 50.0, 51.0),
     }  # fmt: skip
     rows = {place: Row(place[0], place[0], dict(enumerate(v))) for place, v in values.items()}
-    return AdvantageMap({"ce": "CE", "fl": "FL, γ = 2"}, (9, 930), (50, 400), rows)
+    return AdvantageMap({"ce": "CE", "fl": "FL, γ = 2"}, (9, 930), (50, 400), rows, dict.fromkeys(rows, 0.002))
 
 
 def texts(ax) -> dict[tuple[float, float], str]:

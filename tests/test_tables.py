@@ -131,8 +131,34 @@ def test_splits_of_a_cell(tmp_path: Path) -> None:
     train, val, test = (cell_data(config, split) for split in ("train", "val", "test"))
     assert (len(train), len(val), len(test)) == (20, 6, 10)
     assert sum(len(test.boxes_and_labels(i)[1]) for i in range(10)) == 0
-    assert sum(len(val.boxes_and_labels(i)[1]) for i in range(6)) > 0
-    assert not torch.equal(train.load_image(0), val.load_image(0))
+    assert sum(len(val.boxes_and_labels(i)[1]) for i in range(6)) == 0
+    assert sum(len(train.boxes_and_labels(i)[1]) for i in range(6)) > 0
+    plain = cell_data(config_of(SETTINGS["ce"]), "val")
+    assert sum(len(plain.boxes_and_labels(i)[1]) for i in range(6)) > 0
+    assert not torch.equal(train.load_image(0), plain.load_image(0))
+
+
+def test_where_the_test_images_are_others_so_are_those_of_the_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training sees no object in 39 of 40 images, as where objects are rare; validation and test do in all."""
+    evaluated: list[tuple[str, int]] = []
+
+    def score(model: Any, dataset: Any, **options: Any) -> dict[str, Any]:
+        boxes = sum(len(dataset.boxes_and_labels(i)[1]) > 0 for i in range(len(dataset)))
+        evaluated.append((dataset.split, boxes))
+        return dict.fromkeys((*tables.METRICS, "AP_any"), 0.25)
+
+    monkeypatch.setattr(tables, "evaluate", score)
+    monkeypatch.setattr(tables, "test_metrics", score)
+    rare = {"num_train": 40, "empty": 0.975, "num_val": 9}
+    config = config_of({**SETTINGS["fl"], "shapes": rare, "test_shapes": {"empty": 0.0}})
+    assert cell_training(config, tmp_path).shapes["num_val"] == 1  # of scenes that say little
+    record = tables.train_cell(config, tmp_path)
+    assert evaluated == [("val", 9), ("test", 10)] and record["metrics"]["validation_AP"] == 0.25
+    evaluated.clear()
+    plain = tables.train_cell(config_of(SETTINGS["fl"]), tmp_path / "plain")  # validated by the training alone
+    assert [split for split, _ in evaluated] == ["test"] and plain["metrics"]["validation_AP"] != 0.25
 
 
 @pytest.mark.parametrize("place", CELLS, ids="-".join)
