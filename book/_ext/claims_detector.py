@@ -25,7 +25,7 @@ def positives(e: Evidence) -> Finding:
 
 def negatives(e: Evidence) -> Finding:
     one, tenth = carried(e, "negatives", "2", "1"), carried(e, "negatives", "2", "0_1")
-    figure = f"at γ = 2 the hardest 1 % of the negatives carry {percent(one)} of the loss, the hardest 0.1 % {percent(tenth)}"
+    figure = f"the hardest 1 % of the negatives carry {percent(one)} of the loss, the hardest 0.1 % {percent(tenth)}"
     return check(figure, min(one) > 90)
 
 
