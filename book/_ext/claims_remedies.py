@@ -130,7 +130,7 @@ CLAIMS = [
         "By the paired difference in AP to the setting of OHEM that is best on validation images, and after longer "
         "trainings: holds if all are above zero, in part if some.",
         (
-            "chapter:16",
+            "chapter:16#the-tables-side-by-side",
             "chapter:3#compared-on-one-task",
             "test:test_sampling.py::test_online_mining_equals_nms_over_all_anchors",
         ),
@@ -142,7 +142,7 @@ CLAIMS = [
         "paper, §5.1 and Table 1d",
         "By the paired differences in AP, OHEM minus OHEM 1 : 3, at each size of the batch: holds if all are above "
         "zero, in part if some.",
-        ("chapter:16", "test:test_sampling.py::test_ohem_one_to_three"),
+        ("chapter:16#the-quarter-that-never-fills", "test:test_sampling.py::test_ohem_one_to_three"),
         ratio_hurts,
     ),
     Claim(
@@ -152,7 +152,7 @@ CLAIMS = [
         "paper, §5.1 and Table 1d",
         "By the paired differences in AP, a batch of 32 minus one of 128, 128 minus 512: holds if both are above "
         "zero, in part if one. 32 and 128 are the shares of our anchors that 128 and 512 are of the paper's.",
-        ("chapter:16",),
+        ("chapter:16#one-number-behind-two-settings",),
         smaller_batch,
     ),
     Claim(
@@ -172,7 +172,7 @@ CLAIMS = [
         "article 4",
         "By the spread of AP between seeds: holds if that of focal loss is smaller, by an F-test at the 5 % level, "
         "in all three comparisons; in part if in some; undecided if neither is smaller.",
-        ("chapter:16", "chapter:7#the-comparison"),
+        ("chapter:16#the-tables-side-by-side", "chapter:7#the-comparison"),
         smoother,
         "Few seeds say little about a spread.",
     ),
