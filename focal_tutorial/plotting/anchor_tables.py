@@ -107,10 +107,13 @@ def plot_speed(ax: Axes, series: Mapping[str, Sequence[Point]], *, xlabel: str =
         (x, dx), (y, dy) = _with_spread([point[1] for point in points]), _with_spread([point[2] for point in points])
         ax.errorbar(x, y, dy if any(dy) else None, dx if any(dx) else None, color=colour, marker=marker,
                     markersize=6, capsize=2.5, linewidth=1.6, elinewidth=1.2, label=name)  # fmt: skip
-        below = i % 2 == 0
+        first = i % 2 == 0
+        shift, align = (0, -8 if first else 8), ("center", "top" if first else "bottom")
+        if any(dy):  # beside the bars
+            shift, align = ((-6, 4), ("right", "bottom")) if first else ((6, -4), ("left", "top"))
         for text, place in zip(names, zip(x, y, strict=True), strict=True):
-            ax.annotate(text, place, xytext=(0, -8 if below else 8), textcoords="offset points", ha="center",
-                        va="top" if below else "bottom", fontsize=8.5, color=colour)  # fmt: skip
+            ax.annotate(text, place, xytext=shift, textcoords="offset points", ha=align[0], va=align[1], fontsize=8.5,
+                        color=colour)  # fmt: skip
         reached = (f"{text} {a:.1f} ms, AP {b:.1f}" for text, a, b in zip(names, x, y, strict=True))
         told.append(f"{name}: {', '.join(reached)}")
     tidy(ax, grid="both")
