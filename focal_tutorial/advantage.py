@@ -112,7 +112,8 @@ def best_rate(result: Mapping[str, Any], tried: Mapping[float, str]) -> float | 
         tried: rate → the setting that has it.
 
     Returns:
-        The lowest of the best: where nothing was learned at any rate, the lowest of all. `None` until all have a run.
+        Of equal ones the lowest, so where nothing was learned at any rate the lowest of all. `None` until all have a
+        run.
     """
     if any(all(name not in run["metrics"] for run in result["runs"]) for name in tried.values()):
         return None

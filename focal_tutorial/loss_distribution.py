@@ -35,9 +35,8 @@ CHUNK = 1 << 18  # terms computed at a time
 class Terms(NamedTuple):
     """Terms of one image, or of many.
 
-    Attributes:
-        x_t: `(n,)` signed logits, the logit of a positive and minus that of a negative.
-        kind: `(n,)` uint8, index into `NEGATIVE_KINDS` or `POSITIVE_KINDS`.
+    `x_t`: `(n,)` signed logits, the logit of a positive and minus that of a negative. `kind`: `(n,)` uint8, index into
+    `NEGATIVE_KINDS` or `POSITIVE_KINDS`.
     """
 
     x_t: Tensor
@@ -151,8 +150,8 @@ def describe_terms(terms: Terms, kinds: Sequence[str], gammas: Sequence[float] =
         gammas: see `loss_distribution`.
 
     Returns:
-        "terms": their number. "kinds": kind → number. "hardest_kinds": "10", "1", "0_1" per cent → kind → number among
-        so many hardest terms, ties included. "gammas": "0", "0_5", … → `describe_loss`. The last two are empty where
+        "terms", their number; "kinds", kind → number; "hardest_kinds", for the hardest "10", "1", "0_1" per cent of the
+        terms, ties included, kind → number; "gammas", "0", "0_5", … → `describe_loss`. The last two are empty where
         there are no terms.
     """
     number = len(terms.x_t)
@@ -172,9 +171,9 @@ def describe_loss(terms: Terms, in_order: Tensor, gamma: float, kinds: Sequence[
     """One γ of `describe_terms`; `in_order` are the signed logits, hardest first.
 
     Returns:
-        "sum": of the loss without α. "gradient": Σw with w = |dFL/dx|. "effective": (Σw)²/Σw², how many terms of equal
-        gradient would vary as little. "curve": share of the loss of the hardest `FRACTIONS`. "hardest": of the hardest
-        "20", "10", "1", "0_1" per cent. "kinds": kind → share of the loss.
+        "sum" of the loss without α; "gradient", Σw with w = |dFL/dx|; "effective", (Σw)²/Σw², how many terms of equal
+        gradient would vary as little; "curve", share of the loss of the hardest `FRACTIONS`; "hardest", of the hardest
+        "20", "10", "1", "0_1" per cent; "kinds", kind → share of the loss.
     """
     loss, gradient, square = 0.0, 0.0, 0.0
     by_kind = torch.zeros(len(kinds), dtype=torch.float64)
@@ -203,7 +202,7 @@ def sort_terms(x_t: Tensor) -> Tensor:
 def hardest_shares(x_t: Tensor, gamma: float, fractions: Sequence[float]) -> Tensor:
     """Share of the focal loss that the hardest fraction of the terms carries: `(F,)` float64.
 
-    Sums are exact to float64; a fraction that ends inside a term takes that part of the term.
+    Losses in the precision of `x_t`, summed in float64; a fraction that ends inside a term takes that part of the term.
 
     Args:
         x_t: `(n,)` signed logits in ascending order, n ≥ 1.

@@ -78,7 +78,7 @@ class Difference:
 
     @property
     def standard_error(self) -> float | None:
-        """Of the mean: sd / √n; `None` for one seed."""
+        """The standard deviation of the mean, sd / √n; `None` for one seed."""
         return None if self.sd is None else self.sd / math.sqrt(self.n)
 
     @property
