@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from focal_tutorial.table_view import T_95, Difference, Row, paired, row
 
 RECORD = "application/papermill.record/"
-# Results of experiments that are still to be run: their claims are shown as such, without a warning. A test fails once
-# one of these files is there.
+# Results of experiments that are still to be run, or to be finished: their claims are shown as such, without a warning.
+# A test fails once a verdict is there.
 PENDING = frozenset({"imbalance_map_cpu"})
 
 

@@ -239,7 +239,7 @@ CLAIMS = [
         "On real images focal loss is better than cross entropy.",
         "paper, Table 1b; article 4",
         "By the paired difference in AP on the test images of BCCD, γ = 2 against plain cross entropy.",
-        ("chapter:15",),
+        ("chapter:14#how-imbalanced-is-it",),
         lambda e: better(e, "table_bccd_cpu", "fl_2_0_25", "ce"),
     ),
     Claim(

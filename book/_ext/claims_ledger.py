@@ -46,7 +46,7 @@ MEANINGS = {
     "FAILS": "Measured, and clearly otherwise, on small models and small images. At the paper's scale it may hold.",
     "WRONG": "Arithmetic or code says otherwise. No scale changes that.",
     "UNTESTED": "The row says why.",
-    "MISSING": "The experiment has not been run, so there is nothing to say.",
+    "MISSING": "The experiment has not been run to its end, so there is nothing to say yet.",
 }  # name of a Verdict → what it means
 
 
