@@ -43,6 +43,11 @@ def test_hardest_is_logarithmic_and_leaves_out_zero(ax: Axes) -> None:
     assert [text.get_text() for text in ax.get_xticklabels()][-1] == "100 %" and "γ = 2 40" in alt
 
 
+def test_a_curve_keeps_the_colour_of_its_gamma(ax: Axes) -> None:
+    draw.plot_hardest(ax, HARDEST, {"γ = 2": [1, 0.9, 0.7, 0.4, 0]}, styles=(3,))
+    assert ax.lines[0].get_color() == draw.GAMMA_COLOURS[3] and ax.lines[0].get_linestyle() == "-."
+
+
 def test_parts_fill_the_row(ax: Axes) -> None:
     alt = draw.plot_parts(ax, {"terms": {"a": 0.25, "b": 0.75}, "loss": {"a": 0.98, "b": 0.02}})
     bars = [patch for patch in ax.patches if isinstance(patch, Rectangle)]

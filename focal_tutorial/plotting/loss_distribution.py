@@ -50,18 +50,23 @@ def plot_cumulative(
 
 
 def plot_hardest(
-    ax: Axes, hardest: Sequence[float], curves: Mapping[str, Any], *, title: str = "", ylabel: str = ""
-) -> str:
+    ax: Axes, hardest: Sequence[float], curves: Mapping[str, Any], *, title: str = "", ylabel: str = "",
+    styles: Sequence[int] = (0, 1, 2, 3),
+) -> str:  # fmt: skip
     """The same from the other end: share of the loss over the hardest fraction, on a logarithmic axis from `LOWEST`.
 
-    Arguments as `plot_cumulative`.
+    Arguments as `plot_cumulative`, and
+
+    Args:
+        styles: each curve's place among the colours and line styles, which are those of γ = 0, 0.5, 1 and 2.
     """
     x = np.asarray(hardest, float)
     kept = x > 0.99 * LOWEST
     ends = []
-    for i, (name, values) in enumerate(curves.items()):
+    for k, (name, values) in enumerate(curves.items()):
+        i = styles[k % len(styles)]
         mean, spread = _mean_and_spread(np.atleast_2d(np.asarray(values, float)))
-        colour, style = GAMMA_COLOURS[i % 4], STYLES[i % 4]
+        colour, style = GAMMA_COLOURS[i], STYLES[i]
         ax.fill_between(x[kept], (mean - spread)[kept], (mean + spread)[kept], color=colour, alpha=0.18, linewidth=0)
         ax.plot(x[kept], mean[kept], color=colour, linestyle=style, linewidth=1.9, label=name)
         ends.append(f"{name} {100 * np.interp(-0.01, -x, mean):.0f}")
