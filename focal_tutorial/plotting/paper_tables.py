@@ -163,7 +163,7 @@ def plot_against_ratio(
     ax.set_xlabel(xlabel, fontsize=9, color=INK)
     ax.set_ylabel(ylabel, fontsize=9, color=INK)
     ax.set_title(title, fontsize=10, loc="left", color=INK)
-    ax.legend(fontsize=8.5, frameon=False, loc="upper right")
+    ax.legend(fontsize=8.5, frameon=False, loc="upper right", ncols=2)
     return f"{title + '. ' if title else ''}{ylabel} over {xlabel}. {'; '.join(told)}."
 
 
