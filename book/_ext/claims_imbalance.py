@@ -7,6 +7,7 @@ import statistics
 from claims_evidence import Claim, Evidence, Finding, better, check
 
 FEW = "losses_cpu"  # the comparison of chapters 3, 4 and 7: 800 steps
+BCCD = "table_bccd_cpu"  # real images, chapter 15
 
 
 def share(e: Evidence, setting: str, step: int, of: str = "loss", loss: str = "ce") -> list[float]:
