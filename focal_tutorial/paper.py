@@ -116,7 +116,8 @@ FIGURE_7 = {
 }  # fmt: skip
 TABLE_3 = {name: FIGURE_7[name] for name in ("ce", "bce_0_75", "fl_2_0_25", "star_2_1", "star_4_0")}
 
-# By its share of the anchors, 32 of our 12,096 is 240 of the 90,360 of an image of 600 × 800; 128 and 512 are the paper's.
+# As a share of the anchors our smallest, 32 of 12,096, is 240 of the 90,360 of a 600 × 800 image; 128 and 512 are the
+# paper's own.
 TABLE_1D = {
     **{key("ohem", batch, iou): ohem(batch, iou) for iou in (0.7, 0.5) for batch in (32, 128, 512)},
     **{key("ohem13", batch, 0.5): ohem(batch, 0.5, 0.25) for batch in (32, 128, 512)},
