@@ -40,6 +40,7 @@ from focal_tutorial.schedules import run_warmup, warmup_recipe
 from focal_tutorial.table_run import run_table, table_cells
 from focal_tutorial.tables import Table
 from focal_tutorial.train import TrainConfig, load_checkpoint, train
+from focal_tutorial.train_setup import resume_or_start
 from focal_tutorial.training_cost import PRECISIONS, THROUGHPUT_RECIPES, precision_recipe, run_precision, run_throughput
 
 PROFILES = {"cpu": "cpu", "gpu": "cuda"}  # and the device of each: its figures are given out as that device's
@@ -102,7 +103,7 @@ def bccd_config(
 def run_bccd(profile: str, seed: int, out: Path, root: Path | str | None, **changes: Any) -> dict[str, Any]:
     """Train one seed, or go on where it was stopped; returns its "metrics" on BCCD's 72 test images."""
     config = bccd_config(profile, seed, out, root, **changes)
-    config.resume = (out / "last.pt").exists()
+    resume_or_start(config)
     trained = train(config)
     paths = prepare_bccd(root)
     model = load_checkpoint(out / "best.pt", device=PROFILES[profile])

@@ -34,7 +34,7 @@ from focal_tutorial.results import describe_device, git_commit, peak_memory
 from focal_tutorial.retinanet import RetinaNet, build_model
 from focal_tutorial.sampling import mine_hard_negatives, mine_online
 from focal_tutorial.train import TrainConfig, train
-from focal_tutorial.train_setup import computing
+from focal_tutorial.train_setup import computing, resume_or_start
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "focal": sigmoid_focal_loss, "star": focal_loss_star, "hinge": hinge_loss,
@@ -188,8 +188,8 @@ def _train_and_test(config: Config, training: TrainConfig, folder: Path, root: P
     start, commit = time.perf_counter(), git_commit()
     if training.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    if (folder / "last.pt").exists():
-        training.resume = True
+    resume_or_start(training)
+    if training.resume:
         start -= read_checkpoint(folder / "last.pt")["seconds"]  # it has cost these too
     model = cell_model(config, training)
     metrics: dict[str, Any] = dict.fromkeys((*METRICS, "AP_any", "validation_AP"), 0.0)

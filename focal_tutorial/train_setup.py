@@ -158,6 +158,17 @@ def read_last(config: TrainConfig) -> dict[str, Any]:
     return state
 
 
+def resume_or_start(config: TrainConfig) -> None:
+    """Set `config.resume` if there is a checkpoint in `config.out`, a folder that is the caller's alone.
+
+    A run that was killed before its first checkpoint leaves a log and nothing to resume: it starts again.
+    """
+    folder = Path(config.out or ".")
+    config.resume = (folder / "last.pt").exists()
+    if not config.resume:
+        (folder / "log.csv").unlink(missing_ok=True)
+
+
 def open_folder(config: TrainConfig) -> Path:
     """Make the run folder and write config.json; a folder with a run in it is only opened to resume.
 
@@ -177,8 +188,13 @@ def open_folder(config: TrainConfig) -> Path:
 
 def _open_folder(config: TrainConfig) -> Path:
     folder = Path(config.out) if config.out is not None else next(f for f in _folders(config) if not f.exists())
-    if not config.resume and any((folder / name).exists() for name in ("last.pt", "best.pt", "log.csv")):
+    if not config.resume and any((folder / name).exists() for name in ("last.pt", "best.pt")):
         raise InputError(f"{folder} already holds a run: resume it, or choose another out")
+    if not config.resume and (folder / "log.csv").exists():
+        raise InputError(
+            f"{folder} holds a run that has no checkpoint yet: it is under way, or was killed early; choose another "
+            "out, or delete the folder"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for abandoned in folder.glob(".*.tmp"):  # of a run that was killed while it wrote

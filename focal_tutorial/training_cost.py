@@ -37,6 +37,7 @@ from focal_tutorial.results import peak_memory
 from focal_tutorial.retinanet import RetinaNet
 from focal_tutorial.throughput import measure_training
 from focal_tutorial.train import TrainConfig, train
+from focal_tutorial.train_setup import resume_or_start
 
 _TINY: dict[str, Any] = {  # chapter 14's on the CPU
     "builder": "retinanet_tiny", "size": (240, 320), "batch": 4, "num_classes": 3,
@@ -196,7 +197,7 @@ def precision_cell(profile: str, seed: int, out: str, root: str | None, **change
     """One training of `precision` and its metrics; a stopped one goes on."""
     folder = Path(out)
     config, model, test_set = (_bccd if profile == "gpu" else _shapes)(seed, folder, root, **changes)
-    config.resume = (folder / "last.pt").exists()
+    resume_or_start(config)
     peak: list[float | None] = []
 
     def watch(step: int, model: RetinaNet) -> None:

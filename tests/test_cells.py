@@ -267,6 +267,14 @@ def test_no_process_outlives_the_one_that_started_it(whole: dict, tmp_path: Path
     assert go_on(tmp_path, 1)[0] == whole
 
 
+def test_killed_before_the_first_checkpoint_a_cell_starts_again(whole: dict, tmp_path: Path) -> None:
+    folders = [cell_folder(tmp_path / "cells", c) / "run" for c in table_cells(toy_table(STEPS), "cpu").values()]
+    for folder in folders[:2]:
+        folder.mkdir(parents=True)
+        (folder / "log.csv").write_text("step,loss\n1,2.0\n")
+    assert go_on(tmp_path, 1)[0] == whole
+
+
 def test_zero_jobs_are_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["experiment", "run", "table_1a", "--out", str(tmp_path), "--jobs", "0"]) == 2
     assert "--jobs" in capsys.readouterr().err

@@ -434,6 +434,10 @@ def test_settings_that_cannot_be(tmp_path: Path, changes: dict[str, Any], messag
 def test_folders(unbroken: Path, tmp_path: Path, monkeypatch: Any) -> None:
     with pytest.raises(InputError, match="already holds a run: resume it"):
         train(config(unbroken), progress=False)
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early/log.csv").write_text("step,loss\n1,2.0\n")
+    with pytest.raises(InputError, match=r"no checkpoint yet.*choose another out, or delete"):
+        train(config(tmp_path / "early"), progress=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"run folder .*file"):
         train(config(tmp_path / "file"), progress=False)
