@@ -244,22 +244,26 @@ def _serve(connection: Connection) -> None:
     """The life of one process: cells come in, `(record, error)` goes out; it ends with its parent, or on SIGTERM."""
     if hasattr(os, "setsid"):
         os.setsid()  # what is sent to the parent's group comes once, from the parent: a second signal would kill
+    with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):
+        try:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            threading.Thread(target=_stop_with_parent, daemon=True).start()
+            while True:
+                connection.send(_answer(*connection.recv()))
+        finally:  # the connection may have ended it just before its SIGTERM, which must not meet Python's own clean-up
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _answer(
+    work: Work, config: Config, store: Path, root: Path | str | None, wait: bool
+) -> tuple[Record | None, Exception | None]:
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        threading.Thread(target=_stop_with_parent, daemon=True).start()
-        while True:
-            arguments = connection.recv()
-            answer: tuple[Record | None, Exception | None]
-            try:
-                with memory_explained():
-                    answer = _attempt(*arguments), None
-            except (InputError, OSError) as error:
-                answer = None, error
-            except Exception as error:
-                answer = None, RuntimeError(f"{type(error).__name__}: {error} (one job at a time shows where)")
-            connection.send(answer)
-    except (KeyboardInterrupt, EOFError, OSError):
-        return
+        with memory_explained():
+            return _attempt(work, config, store, root, wait), None
+    except (InputError, OSError) as error:
+        return None, error
+    except Exception as error:
+        return None, RuntimeError(f"{type(error).__name__}: {error} (one job at a time shows where)")
 
 
 def _stop_with_parent() -> None:

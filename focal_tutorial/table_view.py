@@ -16,21 +16,10 @@ from typing import Any
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One setting of a table.
+class OverSeeds:
+    """What has a value for each seed: `values`, seed → number."""
 
-    Attributes:
-        setting: its name in the table, such as "fl_2_0_25".
-        title: its name for people.
-        values: seed → what that run reached; 0 for an AP of a run whose loss was not finite.
-        diverged: the seeds of those runs.
-    """
-
-    setting: str
-    title: str
     values: dict[int, float]
-    diverged: tuple[int, ...] = ()
 
     @property
     def n(self) -> int:
@@ -47,12 +36,29 @@ class Row:
         """Sample standard deviation, `None` for one seed."""
         return statistics.stdev(self.values.values()) if self.n > 1 else None
 
+
+@dataclass(frozen=True)
+class Row(OverSeeds):
+    """One setting of a table.
+
+    Attributes:
+        setting: its name in the table, such as "fl_2_0_25".
+        title: its name for people.
+        values: seed → what that run reached; 0 for an AP of a run whose loss was not finite.
+        diverged: the seeds of those runs.
+    """
+
+    setting: str
+    title: str
+    values: dict[int, float]
+    diverged: tuple[int, ...] = ()
+
     def __str__(self) -> str:
         return f"{self.mean:.1f}" if self.sd is None else f"{self.mean:.1f} ± {self.sd:.1f}"
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(OverSeeds):
     """One setting minus another, over the seeds that both have: same first weights, same order of the images.
 
     Attributes:
@@ -60,21 +66,6 @@ class Difference:
     """
 
     values: dict[int, float]
-
-    @property
-    def n(self) -> int:
-        """How many seeds."""
-        return len(self.values)
-
-    @property
-    def mean(self) -> float:
-        """Over the seeds."""
-        return statistics.fmean(self.values.values())
-
-    @property
-    def sd(self) -> float | None:
-        """Sample standard deviation of the differences, `None` for one seed."""
-        return statistics.stdev(self.values.values()) if self.n > 1 else None
 
     @property
     def standard_error(self) -> float | None:

@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from focal_tutorial import experiments
+from focal_tutorial import experiments, table_run, tables
 from focal_tutorial.cells import Config, Record
 from focal_tutorial.errors import InputError
-from focal_tutorial.tables import Table
+from focal_tutorial.tables import Table, train_cell
+from focal_tutorial.train import train
 from focal_tutorial.train_setup import StopRequest
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -47,11 +48,22 @@ def start_command(steps: int, *arguments: str) -> subprocess.Popen[str]:
 
 
 def main(steps: int) -> None:
-    """The command line with `toy`."""
+    """The command line with `toy`, whose trainings take their time."""
     from focal_tutorial.cli import main as command_line
 
+    table_run.train_cell = train_slowly
     experiments.EXPERIMENTS["toy"] = toy_table(steps)
     command_line()
+
+
+def train_slowly(config: Config, folder: Path, root: Path | str | None = None) -> Record:
+    """`train_cell` with a rest after each step, so that a stop from outside meets it in the middle."""
+
+    def train_and_rest(training: Any, **options: Any) -> dict[str, Any]:
+        return train(training, after_step=lambda step, model: time.sleep(0.05), **options)
+
+    tables.train = train_and_rest
+    return train_cell(config, folder, root)
 
 
 def obey(config: Config, folder: Path, root: Path | str | None) -> Record:

@@ -156,7 +156,7 @@ def test_processes_end_with_the_run_even_if_a_training_finishes_first(tmp_path: 
     assert read_cell(tmp_path, deaf) is not None  # its cell was finished, and is kept
 
 
-STEPS = 50  # about half a second a cell, so that the middle of one can be met
+STEPS = 50  # about half a second a cell, and three where `table_helpers.main` trains
 
 
 def metrics_of(path: Path) -> dict[tuple[str, int], dict[str, Any]]:

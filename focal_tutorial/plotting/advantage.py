@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from focal_tutorial.advantage import AdvantageMap
+from focal_tutorial.plotting.remedies import dress_answers
 from focal_tutorial.plotting.style import INK, MUTED, PALETTE, tidy
 
 # Worse than the reference in orange, better in blue: colour-blind readers tell them apart, and numbers carry the sign.
@@ -135,17 +136,7 @@ def plot_first_answers(ax: Axes, steps: Sequence[int], answers: Mapping[str, Seq
         ax.plot(steps, values, color=PALETTE[i], marker=MARKERS[i], markersize=4.5, linewidth=2.8 - 0.4 * i,
                 linestyle=LINES[i % 4], label=name)  # fmt: skip
         words.append(f"{name} from {values[0]:.0e} to {values[-1]:.0e}")
-    ax.axhline(base_rate, color=MUTED, linewidth=1, linestyle=":")
-    ax.annotate("base rate", (steps[-1], base_rate), xytext=(5, 0), fontsize=8.5, color=MUTED, va="center",
-                textcoords="offset points", annotation_clip=False)  # fmt: skip
-    ax.set_yscale("log")
-    ax.set_xlim(0, steps[-1])
-    ax.set_ylim(top=0.1)
-    ax.set_xlabel("training step", color=INK)
-    ax.set_ylabel("mean probability of “object”", color=INK)
-    ax.legend(fontsize=8.5, frameon=False, loc="lower left")
-    tidy(ax)
-    ax.tick_params(which="minor", length=0)
+    dress_answers(ax, steps[-1], base_rate, top=0.1, legend="lower left")
     return f"Mean probability of object in the first {steps[-1]} steps: {'; '.join(words)}."
 
 

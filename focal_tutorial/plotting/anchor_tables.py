@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from focal_tutorial.coverage import Array, LevelGrid
 from focal_tutorial.plotting.paper_tables import MARKERS
-from focal_tutorial.plotting.style import BACKGROUND, FOREGROUND, INK, PALETTE, tidy
+from focal_tutorial.plotting.style import BACKGROUND, FOREGROUND, INK, PALETTE, label, tidy
 from focal_tutorial.table_view import Row
 
 Point = tuple[str, Row | float, Row | float]  # name, milliseconds, AP
@@ -50,7 +50,7 @@ def plot_box_shapes(
     low, high = sides.min() / 1.15, sides.max() * 1.15
     ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     tidy(ax, grid="both")
-    ax.set_xlabel("width, px", fontsize=9, color=INK)
+    label(ax, x="width, px")
     if ylabel:
         ax.set_ylabel("height, px", fontsize=9, color=INK)
     share = 100 * reached.mean()
@@ -84,9 +84,7 @@ def plot_selected(
         ax.axhline(limit, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="all anchors")
     tidy(ax)
     ax.set_xticks(range(len(batches)), [str(batch) for batch in batches])
-    ax.set_xlabel("anchors chosen an image", fontsize=9, color=INK)
-    ax.set_ylabel(ylabel, fontsize=9, color=INK)
-    ax.set_title(title, fontsize=10, loc="left", color=INK)
+    label(ax, x="anchors chosen an image", y=ylabel, title=title)
     told = "; ".join(f"{name}: {', '.join(f'{value:.1f}' for value in values)}" for name, values in kept.items())
     return f"{title or ylabel} for {', '.join(map(str, batches))} anchors an image. {told}."
 
@@ -118,9 +116,7 @@ def plot_speed(ax: Axes, series: Mapping[str, Sequence[Point]], *, xlabel: str =
         told.append(f"{name}: {', '.join(reached)}")
     tidy(ax, grid="both")
     ax.margins(0.12, 0.16)
-    ax.set_xlabel(xlabel or "milliseconds an image", fontsize=9, color=INK)
-    ax.set_ylabel("AP", fontsize=9, color=INK)
-    ax.set_title(title, fontsize=10, loc="left", color=INK)
+    label(ax, x=xlabel or "milliseconds an image", y="AP", title=title)
     ax.legend(fontsize=8.5, frameon=False, loc="lower right")
     return f"{title + '. ' if title else ''}AP over {xlabel or 'milliseconds an image'}. {'; '.join(told)}."
 
@@ -167,7 +163,6 @@ def plot_by_share(
     ax.xaxis.set_minor_locator(NullLocator())
     ax.margins(0.14, 0.08)
     tidy(ax, grid="both")
-    ax.set_xlabel(xlabel, fontsize=9, color=INK)
-    ax.set_ylabel("AP", fontsize=9, color=INK)
+    label(ax, x=xlabel, y="AP")
     ax.legend(fontsize=8.5, frameon=False)
     return f"AP over {xlabel}. {'; '.join(told)}."

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from focal_tutorial.plotting.images import as_picture
-from focal_tutorial.plotting.style import FOREGROUND, INK, MUTED, PALETTE, tidy
+from focal_tutorial.plotting.style import FOREGROUND, INK, MUTED, PALETTE, label, tidy
 
 GAMMA_COLOURS = ("#33414d", PALETTE[5], PALETTE[0], PALETTE[1])  # from γ = 0 on
 STYLES = ("-", (0, (5, 1.6)), (0, (2, 1.4)), "-.")
@@ -40,9 +40,7 @@ def plot_cumulative(
         ax.plot(x, mean, color=GAMMA_COLOURS[i % 4], linestyle=STYLES[i % 4], linewidth=1.9, label=name)
         halves.append(f"{name} {100 * np.interp(0.8, x, mean):.0f}")
     ax.set(xlim=(0, 1), ylim=(0, 1.01), xticks=np.linspace(0, 1, 6), yticks=np.linspace(0, 1, 6))
-    ax.set_xlabel("share of the terms, smallest loss first", fontsize=9, color=INK)
-    ax.set_ylabel(ylabel, fontsize=9, color=INK)
-    ax.set_title(title, fontsize=10, loc="left", color=INK)
+    label(ax, x="share of the terms, smallest loss first", y=ylabel, title=title)
     tidy(ax, grid="both")
     return (
         f"{title}: share of the loss in per cent that the easiest 80 per cent of the terms carry: {', '.join(halves)}."
@@ -74,9 +72,7 @@ def plot_hardest(
     ax.set(xlim=(LOWEST, 1), ylim=(0, 1.01), yticks=np.linspace(0, 1, 6))
     ticks = 10.0 ** np.arange(-4, 1)
     ax.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
-    ax.set_xlabel("hardest fraction of the terms", fontsize=9, color=INK)
-    ax.set_ylabel(ylabel, fontsize=9, color=INK)
-    ax.set_title(title, fontsize=10, loc="left", color=INK)
+    label(ax, x="hardest fraction of the terms", y=ylabel, title=title)
     tidy(ax, grid="both")
     ax.tick_params(which="minor", length=0)
     return f"{title}: share of the loss in per cent of the hardest hundredth of the terms: {', '.join(ends)}."

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from focal_tutorial.plotting.style import INK, MUTED, PALETTE, tidy
+from focal_tutorial.plotting.style import INK, MUTED, PALETTE, label, tidy
 from focal_tutorial.table_view import Difference, Row
 
 MARKERS = "osD^vPX"
@@ -54,9 +54,7 @@ def plot_spread(
     tidy(ax)
     ax.set_xticks(range(len(labels)), labels)
     ax.set_xlim(-0.5, len(labels) - 0.5)
-    ax.set_xlabel(xlabel, fontsize=9, color=INK)
-    ax.set_ylabel(ylabel, fontsize=9, color=INK)
-    ax.set_title(title, fontsize=10, loc="left", color=INK)
+    label(ax, x=xlabel, y=ylabel, title=title)
     if len(series) > 1:
         ax.legend(fontsize=8.5, frameon=False)
     return f"{title + '. ' if title else ''}{ylabel} by {xlabel or 'setting'}. {'; '.join(told)}."
@@ -100,9 +98,7 @@ def plot_grid(
     ax.set_yticks(range(len(lines)), lines)
     ax.tick_params(length=0, labelsize=9, colors=INK)
     ax.spines[:].set_visible(False)
-    ax.set_xlabel(xlabel, fontsize=9.5, color=INK)
-    ax.set_ylabel(ylabel, fontsize=9.5, color=INK)
-    ax.set_title(title, fontsize=10, loc="left", color=INK)
+    label(ax, x=xlabel, y=ylabel, title=title, size=9.5)
     best = ", ".join(f"{xlabel} = {c}, {ylabel} = {r}" for c, r in framed)
     return f"{title}: {len(cells)} cells of {xlabel} and {ylabel}, from {low:.1f} to {high:.1f}; framed: {best}."
 
@@ -128,8 +124,7 @@ def plot_differences(
     tidy(ax, grid="x")
     ax.set_yticks(range(len(differences)), list(differences))
     ax.set_ylim(len(differences) - 0.5, -0.5)
-    ax.set_xlabel(xlabel, fontsize=9, color=INK)
-    ax.set_title(title, fontsize=10, loc="left", color=INK)
+    label(ax, x=xlabel, title=title)
     told = ", ".join(f"{name} {difference}" for name, difference in differences.items())
     return f"{title + '. ' if title else ''}{xlabel}, with the half width of the 95 % interval: {told}."
 
@@ -160,9 +155,7 @@ def plot_against_ratio(
         told.append(f"{group}: {', '.join(f'{r} at {ratio:.2g}' for ratio, r in settings)}")
     tidy(ax, grid="both")
     ax.set_xscale("log")
-    ax.set_xlabel(xlabel, fontsize=9, color=INK)
-    ax.set_ylabel(ylabel, fontsize=9, color=INK)
-    ax.set_title(title, fontsize=10, loc="left", color=INK)
+    label(ax, x=xlabel, y=ylabel, title=title)
     ax.legend(fontsize=8.5, frameon=False, loc="upper right", ncols=2)
     return f"{title + '. ' if title else ''}{ylabel} over {xlabel}. {'; '.join(told)}."
 
@@ -200,7 +193,5 @@ def plot_effective(
         ax.plot([], [], color=colour, label=word)
     ax.plot([], [], color=INK, linestyle="--", label="reference")
     tidy(ax, grid="both")
-    ax.set_xlabel("logit of the truth, $x_t$", fontsize=9, color=INK)
-    ax.set_ylabel(ylabel, fontsize=9, color=INK)
-    ax.set_title(title, fontsize=10, loc="left", color=INK)
+    label(ax, x="logit of the truth, $x_t$", y=ylabel, title=title)
     return f"{title + ': ' if title else ''}{ylabel} over the logit of the truth: {', '.join(told)}."

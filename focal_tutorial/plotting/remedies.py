@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -108,18 +108,25 @@ def plot_answers(ax: Axes, steps: Sequence[int], answers: Mapping[str, Sequence[
         ax.plot(steps, values, color=(FOREGROUND, "#60727f", *PALETTE)[i], marker="o", markersize=3.2, label=name,
                 linewidth=1.8)  # fmt: skip
         ends.append(f"{name} from {values[0]:.2g} to {values[-1]:.2g}")
+    dress_answers(ax, steps[-1], base_rate)
+    return f"Mean probability over training steps: {', '.join(ends)}."
+
+
+def dress_answers(
+    ax: Axes, last: int, base_rate: float, *, top: float = 1, legend: Literal["best", "lower left"] = "best"
+) -> None:
+    """Axes, base rate and legend of a figure of answers over the steps from 0 to `last`; the lines are drawn before."""
     ax.axhline(base_rate, color=MUTED, linewidth=1, linestyle=":")
-    ax.annotate("base rate", (steps[-1], base_rate), xytext=(5, 0), fontsize=8.5, color=MUTED, va="center",
+    ax.annotate("base rate", (last, base_rate), xytext=(5, 0), fontsize=8.5, color=MUTED, va="center",
                 textcoords="offset points", annotation_clip=False)  # fmt: skip
     ax.set_yscale("log")
-    ax.set_xlim(0, steps[-1])
-    ax.set_ylim(top=1)
+    ax.set_xlim(0, last)
+    ax.set_ylim(top=top)
     ax.set_xlabel("training step", color=INK)
     ax.set_ylabel("mean probability of “object”", color=INK)
-    ax.legend(fontsize=8.5, frameon=False)
+    ax.legend(fontsize=8.5, frameon=False, loc=legend)
     tidy(ax)
     ax.tick_params(which="minor", length=0)
-    return f"Mean probability over training steps: {', '.join(ends)}."
 
 
 def plot_spread(

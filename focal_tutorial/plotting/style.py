@@ -36,6 +36,13 @@ def tidy(ax: Axes, *, grid: Literal["x", "y", "both"] | None = "y") -> None:
         ax.grid(True, axis=grid, color="#d8dee3", linewidth=0.7)
 
 
+def label(ax: Axes, *, x: str = "", y: str = "", title: str = "", size: float = 9) -> None:
+    """Names of the axes, `size` points high, and a title at the left."""
+    ax.set_xlabel(x, fontsize=size, color=INK)
+    ax.set_ylabel(y, fontsize=size, color=INK)
+    ax.set_title(title, fontsize=10, loc="left", color=INK)
+
+
 @cache
 def fonts() -> list[str]:
     """Font families for class names in any script: matplotlib's own, then what this machine has of `OTHER_SCRIPTS`."""
