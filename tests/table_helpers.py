@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -51,6 +52,7 @@ def main(steps: int) -> None:
     """The command line with `toy`, whose trainings take their time."""
     from focal_tutorial.cli import main as command_line
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     table_run.train_cell = train_slowly
     experiments.EXPERIMENTS["toy"] = toy_table(steps)
     command_line()
