@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from focal_tutorial.tables import Table
@@ -218,8 +218,12 @@ def map_settings(
     losses: Sequence[str],
     rates: Sequence[float],
     images: dict[str, int],
+    main: Collection[tuple[str, int]] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Every loss with every density, length and rate; each image that is validated or tested on has its objects."""
+    """Every loss with every density, length and rate; each image that is validated or tested on has its objects.
+
+    `main`: the (density, length) that get more seeds.
+    """
     return {
         key(name, "to", density, "steps", steps, "lr", lr): {
             **{k: v for k, v in TABLE_1B[name].items() if k not in ("seeds", "family")}, "lr": lr,
@@ -228,6 +232,7 @@ def map_settings(
             "test_shapes": {"empty": 0.0},
             "model": {"foreground_iou": 0.4, "background_iou": 0.3},
             "train": {"steps": steps},
+            **({"seeds": MAIN} if (density, steps) in main else {}),
         }
         for steps in lengths
         for density, scenes in densities.items()
@@ -237,8 +242,9 @@ def map_settings(
 
 
 MAP = map_settings(
-    MAP_DENSITIES, MAP_STEPS, MAP_LOSSES, MAP_RATES, {"num_train": 2000, "num_val": 100, "num_test": 250}
-)
+    MAP_DENSITIES, MAP_STEPS, MAP_LOSSES, MAP_RATES, {"num_train": 2000, "num_val": 100, "num_test": 250},
+    main=[(density, steps) for density in ("93", "930") for steps in (450, 1350)],
+)  # fmt: skip
 MAP_FINE = map_settings(
     FINE_DENSITIES, FINE_STEPS, FINE_LOSSES, FINE_RATES, {"num_train": 8000, "num_val": 200, "num_test": 500}
 )
