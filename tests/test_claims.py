@@ -25,6 +25,7 @@ from focal_tutorial.paper import MAP_DENSITIES, TABLES
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import claims_evidence as ce
+from claims_balanced import best
 from claims_evidence import Claim, Evidence, Finding, Missing, Verdict
 
 ledger = load_extension("claims_ledger")
@@ -73,7 +74,7 @@ def test_what_is_pending_is_waited_for() -> None:
 
 def test_every_table_has_a_claim() -> None:
     read = {entry for claim in CLAIMS for entry in claim.find(EVIDENCE)[1] if entry.startswith("result:")}
-    tables = [f"table_{name}" for name in ("1a", "1b", "1c", "1d", "1e", "3", "long", "bccd")]
+    tables = [f"table_{name}" for name in ("1a", "1b", "1c", "1c_long", "1d", "1e", "3", "long", "bccd")]
     wanted = [*tables, "figure_4", "figure_7", "ce_prior", "hinge", "imbalance_map"]
     assert {f"result:{name}_cpu" for name in wanted} <= read
 
@@ -111,7 +112,17 @@ def distribution(share: float) -> dict[str, Any]:
     return {"gammas": {gamma: copy.deepcopy(part) for gamma in ("0", "2")}}
 
 
+def levelled(name: str) -> dict[str, Any]:
+    """A stored result with about the same AP everywhere; its traces as they are."""
+    result: dict[str, Any] = json.loads((ROOT / "book" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    for run in result["runs"]:
+        for i, metrics in enumerate(run["metrics"].values()):
+            metrics.update(dict.fromkeys(("AP", "validation_AP"), 0.4 + 0.004 * ((run["seed"] + i) % 2)))
+    return result
+
+
 MADE_UP = {f"{name}_cpu": made_up(name) for name, table in TABLES.items() if "cpu" in table.tasks}
+MADE_UP["losses_cpu"] = levelled("losses_cpu")
 
 
 def doctored(changes: dict[str, float]) -> Evidence:
@@ -153,7 +164,10 @@ RISING_ALPHA, FALLING_ALPHA = (
     [
         ("focal-over-ce", {"fl_2_0_25": 0.2}, Verdict.HOLDS),
         ("focal-over-ce", {"fl_2_0_25": -0.2}, Verdict.FAILS),
-        ("focal-over-balanced", {"fl_2_0_25": 0.2}, Verdict.PART),
+        ("focal-over-balanced", {"fl_1_0_5": 0.2}, Verdict.PART),
+        ("inefficient", {"fl": 0.2, "hard_negatives": 0.2}, Verdict.HOLDS),
+        ("inefficient", {"hard_negatives": 0.2}, Verdict.PART),
+        ("inefficient", {"ce": 0.2}, Verdict.FAILS),
         ("focal-over-balanced", {"fl_": 0.2}, Verdict.HOLDS),
         ("focal-over-balanced", {"fl_": 0.2, "bce_0_99": 0.4}, Verdict.PART),
         ("focal-over-balanced", {"fl_": -0.2}, Verdict.FAILS),
@@ -169,11 +183,14 @@ RISING_ALPHA, FALLING_ALPHA = (
         ("gamma-robust", {"fl_": 0.2}, Verdict.HOLDS),
         ("gamma-robust", {"fl_": -0.2}, Verdict.FAILS),
         ("gamma-robust", {"fl_2": 0.2}, Verdict.PART),
-        ("gamma-2-best", {"fl_2": 0.2}, Verdict.HOLDS),
+        ("gamma-2-best", {"fl_2": 0.2, "fl2": 0.2}, Verdict.HOLDS),
+        ("gamma-2-best", {"fl_2": 0.2}, Verdict.PART),
+        ("gamma-2-best", {"fl_2": 0.2, "fl1": 0.2}, Verdict.FAILS),
         ("gamma-2-best", {"fl_0_5": 0.2}, Verdict.FAILS),
         ("gamma-2-best", {}, Verdict.UNDECIDED),
         ("alpha-half", {}, Verdict.HOLDS),
         ("alpha-half", {"fl_2_0_5": -0.2}, Verdict.FAILS),
+        ("alpha-half", {"fl_2_0_5": -0.03}, Verdict.UNDECIDED),
         ("alpha-with-gamma", FALLING_ALPHA, Verdict.HOLDS),
         ("alpha-with-gamma", RISING_ALPHA, Verdict.FAILS),
         ("long-training", {"fl_2_0_25": 0.2}, Verdict.HOLDS),
@@ -193,7 +210,7 @@ RISING_ALPHA, FALLING_ALPHA = (
         ("prior-trains", {"ce_prior_0_01_lr_0_01": -0.39}, Verdict.PART),
         ("prior-for-focal", {"fl2_prior_0_5": -0.3}, Verdict.PART),
         ("prior-for-focal", {"fl2_prior_0_5": 0.3}, Verdict.FAILS),
-        ("hinge", {"hinge": -0.5}, Verdict.HOLDS),
+        ("hinge", {"hinge": -0.5}, Verdict.PART),  # nothing learned, and nothing unstable
         ("hinge", {"hinge_1": -0.5}, Verdict.PART),
         ("hinge", {"hinge": -0.2}, Verdict.FAILS),
         ("exact-form", {}, Verdict.HOLDS),
@@ -205,6 +222,7 @@ RISING_ALPHA, FALLING_ALPHA = (
         ("star-over-ce", {"star": -0.2}, Verdict.FAILS),
         ("many-stars", {"star": 0.2}, Verdict.HOLDS),
         ("many-stars", {"star_2": 0.2}, Verdict.PART),
+        ("many-stars", {"star_2": 0.2, "star_4": 0.2}, Verdict.HOLDS),
         ("many-stars", {"star": -0.2}, Verdict.FAILS),
         ("many-stars", {}, Verdict.UNDECIDED),
         ("one-anchor", {}, Verdict.HOLDS),
@@ -247,6 +265,9 @@ def test_divergence_is_counted_by_run() -> None:
         for run in runs[: math.ceil(share * len(runs))]:
             run["diverged"] = {s: "step 3: not finite" for s in run["metrics"] if s.startswith("ce_prior_0_5")}
         assert verdict_of("ce-diverges", Evidence(ROOT, given)) is verdict
+    given = copy.deepcopy(doctored({"hinge": -0.5}).given)
+    given["hinge_cpu"]["runs"][0]["diverged"] = {"hinge_1_lr_0_004": "step 3: not finite"}
+    assert verdict_of("hinge", Evidence(ROOT, given)) is Verdict.HOLDS
 
 
 def test_figure_4_is_read_in_every_run() -> None:
@@ -261,11 +282,14 @@ def test_figure_4_is_read_in_every_run() -> None:
     assert verdict_of("figure-4-negatives", PLAIN) is Verdict.HOLDS
     assert verdict_of("figure-4-negatives", edited("negatives", "2", "1", 0.6)) is Verdict.FAILS
     assert verdict_of("figure-4-both", PLAIN) is Verdict.FAILS
-    given = copy.deepcopy(MADE_UP)
-    for run in given["figure_4_cpu"]["runs"]:
-        if run["measured"]:
-            run["measured"]["fl_2_0_25"]["negatives"]["gammas"]["0"]["curve"][1] = 0.2
-    assert verdict_of("figure-4-both", Evidence(ROOT, given)) is Verdict.HOLDS
+    for positives, verdict in ((0.5, Verdict.HOLDS), (0.05, Verdict.FAILS)):  # they move by 0 and 0.45
+        given = copy.deepcopy(MADE_UP)
+        for run in given["figure_4_cpu"]["runs"]:
+            if run["measured"]:
+                measured = run["measured"]["fl_2_0_25"]
+                measured["negatives"]["gammas"]["0"]["curve"][1] = 0.2
+                measured["positives"]["gammas"]["0"]["curve"][1] = positives
+        assert verdict_of("figure-4-both", Evidence(ROOT, given)) is verdict
 
 
 def test_the_size_of_the_image_costs_time() -> None:
@@ -288,6 +312,20 @@ def test_the_older_results_are_read_by_the_same_rules() -> None:
     for probe in (probe for run in given["runs"] for probe in run["trace"]["ce"]):
         probe["loss"]["ce"] = 0.1
     assert verdict_of("ten-against-hundred", Evidence(ROOT, {"losses_cpu": given})) is Verdict.HOLDS
+    for background, verdict in ((0.1, Verdict.HOLDS), (0.9, Verdict.FAILS)):
+        for probe in (probe for run in given["runs"] for name in ("bce_75", "bce_998") for probe in run["trace"][name]):
+            probe.update(p_foreground=0.9, p_background=background)
+        assert verdict_of("balanced-early", Evidence(ROOT, {"losses_cpu": given})) is verdict
+
+
+def test_the_best_setting_is_chosen_over_common_seeds() -> None:
+    values = {"steady": {0: 0.4, 1: 0.4}, "lucky": {0: 0.3, 1: 0.3, 2: 0.9}}
+    runs = [
+        {"seed": seed, "metrics": {s: {"validation_AP": v[seed]} for s, v in values.items() if seed in v}}
+        for seed in range(3)
+    ]
+    evidence = Evidence(ROOT, {"made_up": {"config": {"settings": {s: {} for s in values}}, "runs": runs}})
+    assert best(evidence, "made_up", list(values)) == "steady"
 
 
 # ---- rules, evidence, page -------------------------------------------------------------------------------------------

@@ -275,14 +275,12 @@ def better_of(e: Evidence, first: Setting, second: Setting, metric: str = "AP", 
 
 
 def equal(e: Evidence, name: str, first: str, second: str, within: float, label: str = "") -> Finding:
-    """Whether two settings do as well: they differ by at most `within` points on average, and not clearly by more."""
+    """Whether two settings do as well: the 95 % interval lies within `within` points of 0, or wholly outside."""
     gap, text = versus(e, (name, first), (name, second))
     figure = f"{label}: {text}" if label else text
-    clear = abs(gap.mean) > gap.margin
-    if abs(gap.mean) > within:
-        return Finding(figure, Verdict.FAILS if clear else Verdict.UNDECIDED)
-    certain = abs(gap.mean) + gap.margin <= within
-    return Finding(figure, Verdict.HOLDS if certain or not clear else Verdict.UNDECIDED)
+    if abs(gap.mean) + gap.margin <= within:
+        return Finding(figure, Verdict.HOLDS)
+    return Finding(figure, Verdict.FAILS if abs(gap.mean) - gap.margin > within else Verdict.UNDECIDED)
 
 
 def mean_margin(values: Sequence[float]) -> tuple[float, float]:
