@@ -40,12 +40,12 @@ THEMES = (
 SYMBOL = re.compile(r"\$[^$]+\$|`[^`]+`|(?<!\w)([pα]_t)(?!\w)")  # p_t is written plainly, and set as mathematics
 GLUE = re.compile(r"(?<=\S) (?=[=≥≤≈±:%](?: |\b|[,;.)]|$))|(?<=[=≥≤≈±:]) (?=[\d−])")  # no line ends there
 MEANINGS = {
-    "HOLDS": "The rule, as the row states it, is met.",
+    "HOLDS": "The rule, as the entry states it, is met.",
     "PART": "It is met for some of the cases that the claim speaks of.",
     "UNDECIDED": "The difference is smaller than its uncertainty. More seeds would decide; it may well hold.",
     "FAILS": "Measured, and clearly otherwise, on small models and small images. At the paper's scale it may hold.",
     "WRONG": "Arithmetic or code says otherwise. No scale changes that.",
-    "UNTESTED": "The row says why.",
+    "UNTESTED": "The entry says why.",
     "MISSING": "The experiment has not been run to its end, so there is nothing to say yet.",
 }  # name of a Verdict → what it means
 
