@@ -74,10 +74,10 @@ def balanced_early(e: Evidence) -> Finding:
     texts, gaps = [], []
     for setting, label in (("ce", "CE"), ("bce_75", "α = 0.75"), ("bce_998", "inverse frequency")):
         objects, rest = (belief(e, setting, 100, of) for of in ("p_foreground", "p_background"))
-        texts.append(f"{label}: {100 * statistics.fmean(objects):.0f} % and {100 * statistics.fmean(rest):.2g} %")
+        texts.append(f"{100 * statistics.fmean(objects):.0f} and {100 * statistics.fmean(rest):.1g} % ({label})")
         gaps.append([a - b for a, b in zip(objects, rest, strict=True)])
     larger = (all(a > b for a, b in zip(gap, gaps[0], strict=True)) for gap in gaps[1:])
-    return check(f"p on objects and on background after 100 steps; {'; '.join(texts)}", *larger)
+    return check(f"after 100 steps p on objects and on background is {', '.join(texts)}", *larger)
 
 
 def blind_weight(e: Evidence) -> Finding:
