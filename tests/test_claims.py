@@ -21,7 +21,7 @@ from sphinx.application import Sphinx
 from test_book import ROOT, load_extension
 
 from focal_tutorial.loss_distribution import HARDEST
-from focal_tutorial.paper import MAP_DENSITIES, TABLES
+from focal_tutorial.paper import MAP_DENSITIES, MAP_LOSSES, TABLES
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import claims_evidence as ce
@@ -255,6 +255,14 @@ def test_the_depth_of_the_network() -> None:
 def test_the_map_is_read_by_its_slope(slope: float, verdict: Verdict) -> None:
     more = {f"fl_2_0_25_to_{density}_": slope * i for i, density in enumerate(MAP_DENSITIES)}
     assert verdict_of("imbalance-is-the-cause", doctored(more)) is verdict
+
+
+def test_fields_in_which_nothing_was_learned_bend_no_slope() -> None:
+    rarest = list(MAP_DENSITIES)[-1]
+    changes = {"fl_2_0_25_to_93_": 0.05, "fl_2_0_25_to_930_": 0.03}
+    assert verdict_of("imbalance-is-the-cause", doctored(changes)) is not Verdict.HOLDS  # level again at the rarest
+    changes |= {f"{loss}_to_{rarest}_": -1.0 for loss in MAP_LOSSES}
+    assert verdict_of("imbalance-is-the-cause", doctored(changes)) is Verdict.HOLDS
 
 
 def test_divergence_is_counted_by_run() -> None:
