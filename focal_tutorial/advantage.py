@@ -1,6 +1,6 @@
 """The advantage of each loss over cross entropy as a map over imbalance and schedule, and what changes along its axes.
 
-The map is read from a result of `focal_tutorial.paper.TABLES["imbalance_map"]` or of its finer sister for a GPU, whose
+The map is read from a result of `imbalance_map` of `focal_tutorial.paper`, or of its finer sister for a GPU, whose
 settings are named LOSS_to_IMBALANCE_steps_STEPS_lr_RATE. Every loss is trained at a few learning rates; what counts in
 a field is the rate that was best there on the validation images.
 """
