@@ -187,7 +187,8 @@ def until(happened: Callable[[], Any], process: subprocess.Popen[str] | None = N
 def stop_in_the_middle(out: Path, jobs: int, stop: Callable[[int], None]) -> tuple[subprocess.Popen[str], list[int]]:
     """Start the toy table, and `stop` it with a cell finished and another half done; also its processes."""
     process = start_command(STEPS, "experiment", "run", "toy", "--profile", "cpu", "--out", str(out), f"--jobs={jobs}")
-    until(lambda: (out / "toy_cpu.json").exists() and any(step < STEPS for step in half_done(out)), process)
+    begun = STEPS // 2  # later than that, it may be finished before it is stopped
+    until(lambda: (out / "toy_cpu.json").exists() and any(step <= begun for step in half_done(out)), process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     stop(process.pid)
     return process, [int(pid) for pid in children]
