@@ -8,7 +8,6 @@ a field is the rate that was best there on the validation images.
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from focal_tutorial.focal_term import focal_term_derivative
 from focal_tutorial.imbalance import imbalance_report
 from focal_tutorial.retinanet import build_model
-from focal_tutorial.table_view import Difference, Row, paired, row
+from focal_tutorial.table_view import Difference, Row, best_row, common_seeds, paired, row
 from focal_tutorial.tables import cell_config, cell_data
 
 NAME = re.compile(r"(.+)_to_(\d+)_steps_(\d+)_lr_\w+")
@@ -117,9 +116,9 @@ def best_rate(result: Mapping[str, Any], tried: Mapping[float, str]) -> float | 
     """
     if any(all(name not in run["metrics"] for run in result["runs"]) for name in tried.values()):
         return None
-    found = {rate: row(result, name, "validation_AP").values for rate, name in sorted(tried.items())}
-    common = set.intersection(*(set(values) for values in found.values()))
-    return max(found, key=lambda rate: statistics.fmean(found[rate][seed] for seed in common)) if common else None
+    rate_of = {name: rate for rate, name in sorted(tried.items())}
+    found = [row(result, name, "validation_AP") for name in rate_of]
+    return rate_of[best_row(found).setting] if common_seeds(*found) else None
 
 
 @dataclass(frozen=True)

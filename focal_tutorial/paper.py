@@ -80,6 +80,18 @@ def key(*parts: Any) -> str:
 
 
 MAIN = 5  # seeds of the settings that the text leans on
+
+
+def leaned_on(setting: dict[str, Any], wanted: bool = True) -> dict[str, Any]:
+    """The setting, with `MAIN` seeds if `wanted`."""
+    return {**setting, "seeds": MAIN} if wanted else setting
+
+
+def without(setting: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The setting, less what is named."""
+    return {name: value for name, value in setting.items() if name not in names}
+
+
 FL2 = focal(2.0, 0.25)
 
 RATE_GRID = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016)
@@ -94,14 +106,14 @@ RATES: dict[str, dict[str, float]] = {
     "gpu": {"ce": 0.001, "bce": 0.001, "focal": 0.001, "star": 0.001, "ohem": 0.001},
 }
 
-TABLE_1A = {"ce": {**CE, "seeds": MAIN}} | {
-    key("bce", alpha): focal(0.0, alpha) | ({"seeds": MAIN} if alpha in (0.75, 0.9) else {})
+TABLE_1A = {"ce": leaned_on(CE)} | {
+    key("bce", alpha): leaned_on(focal(0.0, alpha), alpha in (0.75, 0.9))
     for alpha in (0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999)
 }
 PAPER_PAIRS = ((0.5, 0.5), (1.0, 0.25), (2.0, 0.25))  # of γ and α, the paper's choice
 PAIRS = (*PAPER_PAIRS, (0.5, 0.75), (1.0, 0.5), (2.0, 0.75))  # and what the validation images preferred
 TABLE_1B = {name: TABLE_1A[name] for name in ("ce", "bce_0_25", "bce_0_5", "bce_0_75")} | {
-    key("fl", gamma, alpha): focal(gamma, alpha) | ({"seeds": MAIN} if (gamma, alpha) in PAIRS else {})
+    key("fl", gamma, alpha): leaned_on(focal(gamma, alpha), (gamma, alpha) in PAIRS)
     for gamma in (0.2, 0.5, 1.0, 2.0, 5.0)
     for alpha in (0.25, 0.5, 0.75)
 }
@@ -109,7 +121,7 @@ PAPER_STARS = ((2.0, 0.0), (2.0, 1.0), (4.0, 0.0))  # of γ and β: the two of T
 FIGURE_7 = {
     "ce": TABLE_1A["ce"], "bce_0_75": TABLE_1A["bce_0_75"], "fl_2_0_25": TABLE_1B["fl_2_0_25"],
     **{
-        key("star", gamma, beta): star(gamma, beta) | ({"seeds": MAIN} if (gamma, beta) in PAPER_STARS else {})
+        key("star", gamma, beta): leaned_on(star(gamma, beta), (gamma, beta) in PAPER_STARS)
         for gamma in (1.0, 2.0, 4.0)
         for beta in (0.0, 1.0, 2.0)
     },
@@ -180,7 +192,7 @@ HINGE = {
 # Whether what a short training tells apart is still apart later; and where the loss of a converged model sits.
 LONG: dict[str, Any] = {"longer": 2.4, "measure": "distribution"}
 TABLE_LONG = {
-    name: {**{**TABLE_1B, **TABLE_1D}[name], **LONG, "seeds": MAIN}
+    name: leaned_on({**{**TABLE_1B, **TABLE_1D}[name], **LONG})
     for name in ("ce", "bce_0_75", "fl_0_5_0_5", "fl_2_0_25", "ohem_128_0_5")
 }
 # What no anchor reaches can only be missed once the rest is found.
@@ -226,13 +238,13 @@ def map_settings(
     """
     return {
         key(name, "to", density, "steps", steps, "lr", lr): {
-            **{k: v for k, v in TABLE_1B[name].items() if k not in ("seeds", "family")}, "lr": lr,
+            **without(TABLE_1B[name], "seeds", "family"), "lr": lr,
             "title": f"{TABLE_1B[name]['title']}, 1 : {density}, {steps} steps, rate {lr:g}",
             "shapes": {**scenes, "distractors": (0, 2), **images},
             "test_shapes": {"empty": 0.0},
             "model": {"foreground_iou": 0.4, "background_iou": 0.3},
             "train": {"steps": steps},
-            **({"seeds": MAIN} if (density, steps) in main else {}),
+            **leaned_on({}, (density, steps) in main),
         }
         for steps in lengths
         for density, scenes in densities.items()
@@ -271,18 +283,12 @@ BCCD_TASKS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 TABLE_BCCD = {
-    name: {k: v for k, v in setting.items() if k != "seeds"}
+    name: without(setting, "seeds")
     for name, setting in {**TABLE_1B, **TABLE_1D}.items()
     if name in ("ce", "bce_0_75", "fl_0_5_0_5", "fl_1_0_25", "fl_2_0_25", "ohem_128_0_5")
 }
-
-
-def _without_family(setting: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in setting.items() if name != "family"}
-
-
 RATE_CELLS = {
-    key(family, rate): {**_without_family(setting), "lr": rate}
+    key(family, rate): {**without(setting, "family"), "lr": rate}
     for family, setting in RATE_SETTINGS.items()
     for rate in RATE_GRID
 }

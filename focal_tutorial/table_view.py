@@ -117,13 +117,31 @@ def rows(result: Mapping[str, Any], metric: str = "AP") -> list[Row]:
     return [row(result, setting, metric) for setting in result["config"]["settings"]]
 
 
+def common_seeds(*rows: OverSeeds) -> list[int]:
+    """The seeds that all of `rows` have, in the order of the first."""
+    first, *others = rows
+    return [seed for seed in first.values if all(seed in other.values for other in others)]
+
+
+def best_row(candidates: Sequence[Row]) -> Row:
+    """The highest mean over the seeds that all have, else a lucky further seed would choose; of equals the first.
+
+    Raises:
+        ValueError: no seed in common.
+    """
+    common = common_seeds(*candidates)
+    if not common:
+        raise ValueError(f"{', '.join(one.setting for one in candidates)} have no seed in common")
+    return max(candidates, key=lambda one: statistics.fmean(one.values[seed] for seed in common))
+
+
 def paired(first: Row, second: Row) -> Difference:
     """`first` - `second`, seed by seed; also for rows of two results whose seeds mean the same.
 
     Raises:
         ValueError: no seed in common.
     """
-    common = [seed for seed in first.values if seed in second.values]
+    common = common_seeds(first, second)
     if not common:
         raise ValueError(f"{first.setting} and {second.setting} have no seed in common")
     return Difference({seed: first.values[seed] - second.values[seed] for seed in common})
@@ -146,13 +164,10 @@ def by_gamma(result: Mapping[str, Any]) -> dict[float, list[str]]:
 
 def best_alpha(result: Mapping[str, Any], metric: str = "validation_AP") -> dict[float, str]:
     """γ → the setting whose α is best by the mean of `metric`, over the seeds that all α of this γ have."""
-    best = {}
-    for gamma, names in by_gamma(result).items():
-        values = [row(result, name, metric).values for name in names]
-        common = set.intersection(*(set(one) for one in values))
-        means = {name: statistics.fmean(one[s] for s in common) for name, one in zip(names, values, strict=True)}
-        best[gamma] = max(means, key=means.__getitem__)
-    return best
+    return {
+        gamma: best_row([row(result, name, metric) for name in names]).setting
+        for gamma, names in by_gamma(result).items()
+    }
 
 
 def text_table(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:

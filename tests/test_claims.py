@@ -54,22 +54,13 @@ def test_a_claim_says_who_what_and_by_which_rule(claim: Claim) -> None:
 @each_claim
 def test_the_evidence_exists(claim: Claim) -> None:
     finding, entries = claim.find(EVIDENCE)
-    waiting = [entry for entry in entries if ledger.pending(entry)]
-    assert [wrong for entry in entries if (wrong := ledger.problem(entry, ROOT)) and entry not in waiting] == []
-    if waiting:
-        assert finding.verdict is Verdict.MISSING, f"{waiting} has arrived: take it off claims_evidence.PENDING"
-        return
+    assert [wrong for entry in entries if (wrong := ledger.problem(entry, ROOT))] == []
     assert finding.verdict is not Verdict.MISSING, finding.figure
     if claim.measure is None:
         assert finding.verdict is Verdict.UNTESTED
     else:
         assert entries, "a claim that was tested has evidence"
         assert any(character.isdigit() for character in finding.figure), "and a figure"
-
-
-def test_what_is_pending_is_waited_for() -> None:
-    waiting = {entry for claim in CLAIMS for entry in claim.find(EVIDENCE)[1] if ledger.pending(entry)}
-    assert waiting == {f"result:{name}" for name in ce.PENDING}
 
 
 def test_every_table_has_a_claim() -> None:

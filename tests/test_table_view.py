@@ -11,8 +11,11 @@ import pytest
 from focal_tutorial.table_view import (
     T_95,
     Difference,
+    Row,
     best_alpha,
+    best_row,
     by_gamma,
+    common_seeds,
     comparison_table,
     difference,
     markdown_table,
@@ -113,3 +116,15 @@ def test_comparison_puts_the_paper_beside_ours(result: dict[str, Any]) -> None:
     assert "–" in lines[2] and lines[2].endswith("-9.0 ± 12.7 ?")
     short = comparison_table(paper, result, {"fl_2_0_5": "fl_2_0_25"}, metrics=("AP",)).splitlines()
     assert len(short) == 2 and short[1].split()[-5:] == ["34.0", "31.0", "±", "1.4", "2"]
+
+
+def test_the_best_row_counts_only_seeds_that_all_have() -> None:
+    lucky, steady, alone = (
+        Row("a", "A", {2: 1.0, 0: 1.0, 5: 90.0}),
+        Row("b", "B", {0: 2.0, 2: 2.0}),
+        Row("c", "C", {7: 3.0}),
+    )
+    assert common_seeds(lucky, steady) == [2, 0] and common_seeds(lucky, alone) == []
+    assert best_row([lucky, steady]) is steady and best_row([steady, Row("d", "D", steady.values)]) is steady
+    with pytest.raises(ValueError, match="a, c have no seed in common"):
+        best_row([lucky, alone])

@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import re
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from focal_tutorial.table_view import T_95, Difference, Row, paired, row
+from focal_tutorial.table_view import Difference, Row, paired, row
 
 RECORD = "application/papermill.record/"
-# Results of experiments that are still to be run, or to be finished: their claims are shown as such, without a warning.
-# A test fails once a verdict is there.
-PENDING = frozenset[str]()
 
 
 class Verdict(Enum):
@@ -285,6 +280,5 @@ def equal(e: Evidence, name: str, first: str, second: str, within: float, label:
 
 def mean_margin(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half its 95 % interval (Student's t); infinite for one value."""
-    n = len(values)
-    spread = math.inf if n < 2 else T_95[min(n - 2, 8)] * statistics.stdev(values) / math.sqrt(n)
-    return statistics.fmean(values), spread
+    spread = Difference(dict(enumerate(values)))
+    return spread.mean, spread.margin

@@ -29,7 +29,7 @@ from claims_imbalance import BCCD, FEW
 
 from focal_tutorial.advantage import AdvantageMap, advantage_map
 from focal_tutorial.paper import MAP_DENSITIES, MAP_STEPS
-from focal_tutorial.table_view import Row, paired
+from focal_tutorial.table_view import Difference, Row, common_seeds, paired
 
 ROUGH, CALM = "prior_0_5", "prior_0_01"
 
@@ -82,30 +82,25 @@ def longer(e: Evidence) -> Finding:
 
 def with_imbalance(e: Evidence) -> Finding:
     """By `imbalance_slope`, with the paper's score threshold and without one."""
-    result = e.result("imbalance_map_cpu")
-    return combine(
-        *(
-            imbalance_slope(advantage_map(result, metric), steps, words)
-            for metric, words in (("AP", "steps"), ("AP_any", "steps, without the threshold"))
-            for steps in MAP_STEPS
-        )
-    )
+    findings = []
+    for metric, words in (("AP", "steps"), ("AP_any", "steps, without the threshold")):
+        fields = advantage_map(e.result("imbalance_map_cpu"), metric)
+        findings += [imbalance_slope(fields, steps, words) for steps in MAP_STEPS]
+    return combine(*findings)
 
 
 def imbalance_slope(fields: AdvantageMap, steps: int, words: str) -> Finding:
     """Slope of focal loss's advantage over CE against the logarithm of the imbalance, seed by seed."""
     densities = [n for n in sorted(map(int, MAP_DENSITIES)) if not fields.silent(n, steps)]
-    gaps = {n: gap.values for n in densities if (gap := fields.advantage("fl_2_0_25", n, steps))}
+    gaps = [gap for n in densities if (gap := fields.advantage("fl_2_0_25", n, steps))]
     if len(gaps) < len(densities):
         raise Missing(f"imbalance_map_cpu: not all fields after {steps:,} steps")
-    common = sorted(set.intersection(*(set(values) for values in gaps.values())))
     x = [math.log10(density) for density in densities]
-    slopes = [statistics.linear_regression(x, [gaps[d][seed] for d in densities]).slope for seed in common]
-    mean, margin = mean_margin(slopes)
-    common_objects, rare_objects = (statistics.fmean(gaps[d].values()) for d in (densities[0], densities[-1]))
-    text = f"{steps:,} {words}: {common_objects:+.1f} where objects abound, {rare_objects:+.1f} where they are "
-    text += f"rarest, {mean:+.1f} ± {margin:.1f} for each factor of ten"
-    return Finding(f"{text} ({seeds(len(slopes))})".replace("-", "−"), sign(mean, margin))
+    lines = ([gap.values[seed] for gap in gaps] for seed in common_seeds(*gaps))
+    slopes = Difference(dict(enumerate(statistics.linear_regression(x, line).slope for line in lines)))
+    text = f"{steps:,} {words}: {gaps[0].mean:+.1f} where objects abound, {gaps[-1].mean:+.1f} where they are rarest"
+    text = text.replace("-", "−") + f", {points(slopes)} for each factor of ten ({seeds(slopes.n)})"
+    return Finding(text, sign(slopes.mean, slopes.margin))
 
 
 def rates(e: Evidence, loss: str) -> list[str]:

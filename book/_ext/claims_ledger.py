@@ -105,13 +105,6 @@ def problem(entry: str, root: Path) -> str | None:
     return f"{entry}: evidence of no known kind"
 
 
-def pending(entry: str) -> bool:
-    """Whether it is a result of which the ledger knows that it is still to come."""
-    from claims_evidence import PENDING
-
-    return entry.startswith("result:") and entry.removeprefix("result:") in PENDING
-
-
 def link(entry: str, root: Path, repository: str = "") -> str:
     """A piece of evidence as Markdown, for a page in book/; without a link if there is nothing to link to."""
     kind, _, rest = entry.partition(":")
@@ -181,7 +174,7 @@ class ClaimsDirective(Ledger):
     def card(self, claim: Claim, finding: Finding, entries: list[str]) -> nodes.Node:
         for entry in entries:
             wrong = problem(entry, self.root)
-            if wrong and not pending(entry):
+            if wrong:
                 self.warn(f"{claim.name}: {wrong}")
             kind, _, name = entry.partition(":")
             if kind == "result":
