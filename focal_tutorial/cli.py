@@ -22,6 +22,7 @@ from focal_tutorial.cli_options import parse_options, parse_size
 from focal_tutorial.cli_train import train
 from focal_tutorial.cli_weights import convert_weights_command
 from focal_tutorial.errors import InputError
+from focal_tutorial.stopping import Interruptible
 
 if TYPE_CHECKING:
     from focal_tutorial.imbalance import ImbalanceReport
@@ -184,20 +185,29 @@ def evaluate(
         typer.Option(help="Folder for metrics.json, detections.json (COCO results), precision_recall.png."),
     ] = None,
 ) -> None:
-    """COCO AP of a trained model on a dataset, over all classes and per class."""
+    """COCO AP of a trained model on a dataset, over all classes and per class.
+
+    Several GPUs share the images: torchrun --nproc-per-node N -m focal_tutorial evaluate …
+    """
     from focal_tutorial.data.coco import CocoDataset
+    from focal_tutorial.distributed import process_group, rank, require_same, share
     from focal_tutorial.evaluate import AMP_DTYPES, detect, evaluate_coco
     from focal_tutorial.inspection import metrics_text, write_evaluation
     from focal_tutorial.train import load_checkpoint, pick_device
 
     if amp not in AMP_DTYPES:
         raise InputError(f"--amp: one of {', '.join(AMP_DTYPES)} wanted, got {amp!r}")
-    model = load_checkpoint(checkpoint, pick_device(device))
-    dataset = CocoDataset(images, annotations)
-    if dataset.problems:
-        typer.echo(f"problems in {annotations}: {len(dataset.problems)}; `focal-tutorial inspect` lists them", err=True)
-    results = detect(model, dataset, batch_size=batch_size, amp=amp, workers=workers, progress=sys.stderr.isatty())
-    metrics = evaluate_coco(dataset.coco_dict(), results)
+    with process_group(pick_device(device)) as own:  # under torchrun each process takes its share of the images
+        dataset = CocoDataset(images, annotations)
+        require_same({"images": len(dataset)})
+        problems, first, bar = len(dataset.problems), rank() == 0, sys.stderr.isatty() and rank() == 0
+        if problems and first:
+            typer.echo(f"problems in {annotations}: {problems}; `focal-tutorial inspect` lists them", err=True)
+        model = load_checkpoint(checkpoint, own)
+        results = detect(model, dataset, batch_size=batch_size, amp=amp, workers=workers, progress=bar)
+        metrics = share(evaluate_coco(dataset.coco_dict(), results) if first else {})
+    if not first:
+        return
     typer.echo(metrics_text(metrics), nl=False)
     if out is not None:
         write_evaluation(out, dataset.coco_dict(), results, metrics)
@@ -242,8 +252,10 @@ def run(args: Sequence[str] | None = None) -> int:
     """Run the command line on `args` (default: the process's) and return the exit status."""
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words or bool(os.environ.get("FOCAL_TUTORIAL_DEBUG"))
+    stop = Interruptible()
     try:
-        status = app(words, standalone_mode=False, prog_name="focal-tutorial")
+        with stop:
+            status = app(words, standalone_mode=False, prog_name="focal-tutorial")
         if status == INTERRUPTED:  # newer typer turns Ctrl-C into this, older into Abort
             raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
@@ -251,18 +263,32 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, typer.Abort):
-        again = {
-            "train": "; the same command with --resume goes on from the last checkpoint",
-            "experiment": "; the same command goes on where it was stopped",
-        }
-        typer.echo(f"stopped{next((again[word] for word in words[:2] if word in again), '')}", err=True)
-        return INTERRUPTED
+        return _stopped(words)
     except Exception as error:
         if debug:
             raise
+        if stop.asked:
+            return _stopped(words)
         status, message = explain(error)
-        typer.echo(f"error: {' '.join(message.split())}", err=True)
+        typer.echo(f"error{_process()}: {' '.join(message.split())}", err=True)
         return status
+
+
+def _process() -> str:
+    """Which of torchrun's processes this is, for its messages; nothing without torchrun."""
+    number, all = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return f" on process {number} of {all}, counted from 0" if number and all not in ("", "1") else ""
+
+
+def _stopped(words: Sequence[str]) -> int:
+    """Say what a stopped command leaves; returns the exit status."""
+    again = {
+        "train": "; the same command with --resume goes on from the last checkpoint",
+        "experiment": "; the same command goes on where it was stopped",
+        "data": "; the same command goes on, and nothing half-made is in its place",
+    }
+    typer.echo(f"stopped{next((again[word] for word in words[:2] if word in again), '')}", err=True)
+    return INTERRUPTED
 
 
 def explain(error: Exception) -> tuple[int, str]:

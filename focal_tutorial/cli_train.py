@@ -34,6 +34,9 @@ def train(
     ] = None,
     out: Annotated[Path | None, option(DATA, "Run folder; by default the first free of runs/train, …-2, …")] = None,
     resume: Annotated[bool, option(DATA, "Go on from last.pt in --out, to the same result.", "--resume")] = False,
+    resume_or_start: Annotated[
+        bool, option(DATA, "Go on if --out holds a last.pt, else start: for restarted jobs.", "--resume-or-start")
+    ] = False,
     model: Annotated[
         str, option(MODEL, "Builder: retinanet_tiny or retinanet_resnet18_fpn, …34…, …50…, …101….")
     ] = "retinanet_tiny",

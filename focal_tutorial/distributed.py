@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
+import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -14,7 +16,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from focal_tutorial.errors import InputError
+
 T = TypeVar("T")
+
+# Rank 0 may compute AP for longer than NCCL's ten minutes or gloo's thirty, while the others wait for its answer. A
+# process that ends closes its connections, and is noticed at once; only one that hangs is waited for.
+PATIENCE = datetime.timedelta(hours=6)
+_objects: dist.ProcessGroup | None = None  # carries Python objects: always gloo, and patient; None: the default group
 
 
 @contextlib.contextmanager
@@ -23,18 +32,51 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
 
     gloo carries CPU tensors and NCCL CUDA tensors, each process with the GPU of its local rank. Without
     torchrun, or inside a group that exists already, `device` comes back as it is.
+
+    Raises:
+        InputError: for more processes than GPUs on a machine, and when another process has ended.
     """
+    global _objects
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield device
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+        device = _own_gpu()
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    _objects = dist.new_group(backend="gloo", timeout=PATIENCE)
     try:
         yield device
-    finally:
+    except BaseException as error:
+        # Perhaps this process alone has failed. NCCL's group is left in order by all together or not at all: the others
+        # may be waiting for this one, and it would wait for them.
+        if device.type != "cuda":
+            dist.destroy_process_group()
+        if _lost_contact(error):
+            time.sleep(2)  # torchrun ends us as soon as it sees who failed first, and then names that one only
+            raise InputError(
+                f"another process has ended or does not answer; see its message ({str(error).splitlines()[0]})"
+            ) from error
+        raise
+    else:
         dist.destroy_process_group()
+    finally:
+        _objects = None
+
+
+def _own_gpu() -> torch.device:
+    index = int(os.environ["LOCAL_RANK"])
+    if index >= torch.cuda.device_count():
+        raise InputError(
+            f"process {index} of this machine, counted from 0, has no GPU: torch finds {torch.cuda.device_count()}; "
+            "start fewer (--nproc-per-node)"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _lost_contact(error: BaseException) -> bool:
+    """Whether torch raised it because a process of the group is gone: gloo has no class of errors of its own."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def rank() -> int:
@@ -47,10 +89,37 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def barrier() -> None:
-    """Wait until every process is here."""
-    if world_size() > 1:
-        dist.barrier()
+@contextlib.contextmanager
+def first_of_machine_first() -> Iterator[None]:
+    """What is within, the first process of each machine does before the others: it downloads, they find the file."""
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if world_size() > 1 and not first:
+        dist.barrier(group=_objects)
+    yield
+    if world_size() > 1 and first:
+        dist.barrier(group=_objects)
+
+
+def require_same(values: dict[str, Any]) -> None:
+    """Check that all processes hold the same values, with which they would otherwise wait for each other for ever.
+
+    Args:
+        values: name → anything picklable.
+
+    Raises:
+        InputError: on every process; names the first value that differs, and where.
+    """
+    if world_size() == 1:
+        return
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, values, group=_objects)
+    for name, value in everyone[0].items():
+        for number, others in enumerate(everyone):
+            if others[name] != value:
+                raise InputError(
+                    f"{name}: {value} on process 0, but {others[name]} on process {number}; all processes need the "
+                    "same data and settings, and one run folder that every machine sees"
+                )
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -72,7 +141,7 @@ def share(value: T) -> T:
     if world_size() == 1:
         return value
     box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=_objects)
     return box[0]
 
 
@@ -81,5 +150,5 @@ def gather_lists(items: list[T]) -> list[T]:
     if world_size() == 1:
         return items
     lists: list[Any] | None = [None] * world_size() if rank() == 0 else None
-    dist.gather_object(items, lists, dst=0)
+    dist.gather_object(items, lists, dst=0, group=_objects)
     return [item for part in lists or [] for item in part]

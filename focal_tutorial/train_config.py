@@ -17,7 +17,9 @@ CHOICES = {
     "amp": ("none", "bf16", "fp16"),
 }
 # Settings that say where and how a run computes, not what: a resumed run may change them.
-FREE_ON_RESUME = ("out", "resume", "device", "workers", "threads", "tensorboard", "save_every", "log_every")
+FREE_ON_RESUME = (
+    *("out", "resume", "resume_or_start", "device", "workers", "threads", "tensorboard", "save_every", "log_every"),
+)
 
 
 @dataclass
@@ -36,6 +38,7 @@ class TrainConfig:
     cache: bool | None = None  # keep the resized images in memory; None: only the shapes
     out: str | None = None  # run folder; None: the first free one of runs/shapes, runs/shapes-2, … (runs/train, …)
     resume: bool = False  # go on from last.pt in `out`
+    resume_or_start: bool = False  # the same if there is one, else start: for jobs that something starts again
 
     # Model: a builder of focal_tutorial.retinanet and its options.
     model: str = "retinanet_tiny"
@@ -118,6 +121,8 @@ class TrainConfig:
         for a, b in (("images", "annotations"), ("val_images", "val_annotations")):
             if (getattr(self, a) is None) != (getattr(self, b) is None):
                 raise InputError(f"{a} and {b} belong together: give both or neither")
+        if self.resume_or_start and self.out is None:
+            raise InputError("resume_or_start: name the run folder (out)")
         if self.images is None and self.val_images is not None:
             raise InputError("val_images without images: give the training set too")
 
