@@ -19,7 +19,14 @@ from torch.nn.parallel import DistributedDataParallel
 from focal_tutorial.checkpoint import load_checkpoint, save_checkpoint, write_json
 from focal_tutorial.data.dataset import DetectionDataset
 from focal_tutorial.data.loader import Batch, make_loader
-from focal_tutorial.distributed import process_group, rank, same_buffers, sum_over_ranks, world_size
+from focal_tutorial.distributed import (
+    first_of_machine_first,
+    process_group,
+    rank,
+    same_buffers,
+    sum_over_ranks,
+    world_size,
+)
 from focal_tutorial.errors import InputError
 from focal_tutorial.evaluate import AMP_DTYPES, check_classes, evaluate
 from focal_tutorial.optim import Accumulation, AveragedWeights, learning_rate, make_optimizer
@@ -28,6 +35,7 @@ from focal_tutorial.train_config import TrainConfig
 from focal_tutorial.train_log import LossWatch, RunLog
 from focal_tutorial.train_setup import (
     StopRequest,
+    check_agreement,
     computing,
     describe,
     latest_folder,
@@ -36,6 +44,7 @@ from focal_tutorial.train_setup import (
     open_folder,
     pick_device,
     read_last,
+    resume_or_start,
 )
 
 __all__ = ["TrainConfig", "load_checkpoint", "train"]
@@ -72,6 +81,9 @@ def train(
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the last finished step is saved.
     """
     stored = None
+    if config.resume_or_start:
+        config = dataclasses.replace(config)
+        resume_or_start(config)
     if config.resume:
         config = dataclasses.replace(config, out=str(latest_folder(config)))
         stored = read_last(config)
@@ -96,6 +108,7 @@ class Run:
         self.images_per_step = config.batch_size * config.accumulate * world_size()
         c, train_set, self.val_set = load_data(config, self.images_per_step)
         self.config, self.num_images = c, len(train_set)
+        check_agreement(c, train_set, self.val_set, stored["step"] if stored else 0)
         self.loader = make_loader(
             train_set, c.batch_size, shuffle=True, seed=c.seed, workers=c.workers, drop_last=True,
             rank=rank(), world_size=world_size(), pin_memory=device.type == "cuda",
@@ -104,7 +117,9 @@ class Run:
         if self.steps_per_epoch == 0:
             raise InputError(f"{len(train_set)} images make no step of {self.images_per_step}: accumulate less")
         self.total_steps = c.steps or (c.epochs or 1) * self.steps_per_epoch
-        self._set_up(model or make_model(c, len(train_set.class_names)), train_set)
+        with first_of_machine_first():  # it may download pretrained weights
+            model = model or make_model(c, len(train_set.class_names))
+        self._set_up(model, train_set)
         self.step, self.seconds = 0, 0.0
         self.last: dict[str, Any] = {}  # the latest metrics
         self.best: dict[str, Any] = {}  # those of best.pt

@@ -20,10 +20,17 @@ from focal_tutorial.data.coco import CocoDataset
 from focal_tutorial.data.dataset import DetectionDataset
 from focal_tutorial.data.shapes import ShapesDataset
 from focal_tutorial.data.transforms import train_transforms
-from focal_tutorial.distributed import rank, share
+from focal_tutorial.distributed import rank, require_same, share
 from focal_tutorial.errors import InputError
 from focal_tutorial.retinanet import RetinaNet, build_model
 from focal_tutorial.train_config import TrainConfig
+
+
+# What processes on different machines may set differently: where things are, and what computes them.
+PER_MACHINE = (
+    *("images", "annotations", "val_images", "val_annotations", "out", "weights", "weights_backbone"),
+    *("device", "workers", "threads", "tensorboard"),
+)
 
 
 def pick_device(name: str) -> torch.device:
@@ -92,6 +99,21 @@ def load_data(
     if val_set is not None:
         val_set.set_transforms(None, cache=bool(config.cache))
     return config, train_set, val_set
+
+
+def check_agreement(
+    config: TrainConfig, train_set: DetectionDataset, val_set: DetectionDataset | None, step: int
+) -> None:
+    """Raise InputError unless all processes train the same: `step` is where each of them would go on."""
+    require_same(
+        {
+            **{name: value for name, value in config.to_dict().items() if name not in PER_MACHINE},
+            "training images": len(train_set),
+            "validation images": len(val_set or ()),
+            "classes": list(train_set.class_names),
+            "step to go on from": step,
+        }
+    )
 
 
 def _augmentation(config: TrainConfig) -> Any:
