@@ -26,7 +26,7 @@ import torch
 
 from focal_tutorial.checkpoint import write_json
 from focal_tutorial.errors import InputError
-from focal_tutorial.train_setup import StopRequest
+from focal_tutorial.stopping import StopRequest
 
 Config = dict[str, Any]
 Record = dict[str, Any]

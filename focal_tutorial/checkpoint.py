@@ -70,7 +70,7 @@ def read_checkpoint(path: str | PathLike[str], device: str | torch.device = "cpu
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: refused, since it holds more than tensors and plain values (or is no checkpoint); use "
-            " a checkpoint written by focal-tutorial train"
+            "a checkpoint written by focal-tutorial train"
         ) from error
     except (RuntimeError, EOFError, ValueError, LookupError, struct.error) as error:
         raise InputError(
@@ -88,12 +88,13 @@ def load_checkpoint(path: str | PathLike[str], device: str | torch.device = "cpu
     """The model of a run's `best.pt` or `last.pt` in eval mode, with its `class_names`."""
     state = read_checkpoint(path)
     try:
-        model = build_model(state["model_config"])
+        config = {k: v for k, v in state["model_config"].items() if k not in ("weights", "weights_backbone")}
+        model = build_model(config)  # without a look at other files, or at the network
         model.load_state_dict(state["ema"] if state.get("ema") is not None else state["model"])
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        model.class_names = None if state["class_names"] is None else [str(name) for name in state["class_names"]]
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         raise InputError(
             f"{path}: its model configuration and weights do not fit this version; it was written by another "
-            f"version of the package ({str(error).splitlines()[0]})"
+            f"version of the package ({(str(error).splitlines() or [type(error).__name__])[0]})"
         ) from error
-    model.class_names = list(state["class_names"]) if state["class_names"] is not None else None
     return model.to(device).eval()

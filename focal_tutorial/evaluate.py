@@ -28,6 +28,7 @@ from tqdm import tqdm
 from focal_tutorial.data.dataset import DetectionDataset
 from focal_tutorial.distributed import gather_lists, rank, share, world_size
 from focal_tutorial.errors import InputError
+from focal_tutorial.stopping import leave_stopping_to_parent
 
 Metrics = dict[str, Any]
 Results = list[dict[str, Any]]
@@ -90,7 +91,12 @@ def detect(
     # A generator of its own: a DataLoader without one draws from the global generator, and an evaluation in
     # the middle of a training run must not change the run.
     loader = DataLoader(
-        _Share(dataset), batch_size, num_workers=workers, collate_fn=_collate, generator=torch.Generator()
+        _Share(dataset),
+        batch_size,
+        num_workers=workers,
+        collate_fn=_collate,
+        generator=torch.Generator(),
+        worker_init_fn=leave_stopping_to_parent,
     )
     dtype = AMP_DTYPES[amp]
     results: Results = []

@@ -31,10 +31,10 @@ from focal_tutorial.errors import InputError
 from focal_tutorial.evaluate import AMP_DTYPES, check_classes, evaluate
 from focal_tutorial.optim import Accumulation, AveragedWeights, learning_rate, make_optimizer
 from focal_tutorial.retinanet import RetinaNet
+from focal_tutorial.stopping import StopRequest
 from focal_tutorial.train_config import TrainConfig
 from focal_tutorial.train_log import LossWatch, RunLog
 from focal_tutorial.train_setup import (
-    StopRequest,
     check_agreement,
     computing,
     describe,
@@ -121,6 +121,7 @@ class Run:
             model = model or make_model(c, len(train_set.class_names))
         self._set_up(model, train_set)
         self.step, self.seconds = 0, 0.0
+        self.saved: int | None = None  # the step of last.pt
         self.last: dict[str, Any] = {}  # the latest metrics
         self.best: dict[str, Any] = {}  # those of best.pt
         if stored is not None:
@@ -167,11 +168,12 @@ class Run:
                         self.log.bar.update()
                         self.seconds = time.perf_counter() - start
                         self._after_step(epoch, stop)
-        except RuntimeError as error:  # torch raises it wherever the program is when a worker dies
+        except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
             raise InputError(
-                f"a process that loads images died after step {self.step} (memory?); resume with fewer workers"
+                f"a process that loads images died after step {self.step} (memory?); resume with fewer workers. "
+                f"The last step that is saved: {self.saved if self.saved is not None else 'none'}"
             ) from error
         finally:
             self.log.close()
@@ -185,12 +187,14 @@ class Run:
         done = self.step - epoch * self.steps_per_epoch
         self.loader.set_epoch(epoch, done * self.config.accumulate)
         batches = iter(self.loader)
+        if self.config.workers:
+            stop.meet_deaths_between_steps()
         for _ in range(min(self.steps_per_epoch - done, self.total_steps - self.step)):
             try:
                 step = self._take(batches)
-            except RuntimeError:  # Ctrl-C and SIGTERM often go to the workers as well, and end them
-                if stop.asked and world_size() == 1:
-                    self._save_and_stop()
+            except RuntimeError as error:
+                if "DataLoader worker" in str(error) and world_size() == 1:  # the others would wait for this process
+                    self._save_after_a_death(stop)
                 raise
             yield step
 
@@ -200,9 +204,7 @@ class Run:
         except (ConnectionError, EOFError, FileNotFoundError) as error:
             if self.config.workers == 0:
                 raise
-            # A worker that dies while it hands over a batch. torch's handler of SIGCHLD is about to raise RuntimeError.
-            time.sleep(0.2)
-            raise RuntimeError("DataLoader worker ended") from error
+            raise RuntimeError("DataLoader worker ended while it handed over a batch") from error
 
     def _train_step(self, batches: list[Batch]) -> None:
         """One update of the weights, on one batch or on `accumulate` of them."""
@@ -277,6 +279,15 @@ class Run:
         if done or self.step % c.save_every == 0:
             self._save()
 
+    def _save_after_a_death(self, stop: StopRequest) -> None:
+        """Between two steps, a loader's process dead: for want of memory, or by the SIGTERM of a job queue to all."""
+        for _ in range(10):  # a SIGTERM may be on its way to this process, too
+            if not stop.asked:
+                time.sleep(0.1)
+        if stop.asked:
+            self._save_and_stop()
+        self._save()
+
     def _save_and_stop(self) -> NoReturn:
         self._save()
         raise KeyboardInterrupt(
@@ -334,6 +345,7 @@ class Run:
             "processes": world_size(),
         }
         save_checkpoint(self.folder / "last.pt", state)
+        self.saved = self.step
 
     def _restore(self, stored: dict[str, Any]) -> None:
         """Go back to what `_save` saved; raises InputError if data or processes have changed since."""
@@ -344,10 +356,15 @@ class Run:
                     f"{name} is {value}, but was {stored[name]} when the run in {self.config.out} was saved; it can "
                     "only go on with the same data and number of processes"
                 )
-        self.model.load_state_dict(stored["model"])
-        if self.average is not None:
-            self.average.model.load_state_dict(stored["ema"])
-        self.optimizer.load_state_dict(stored["optimizer"])
-        self.scaler.load_state_dict(stored["scaler"])
+        try:
+            self.model.load_state_dict(stored["model"])
+            if self.average is not None:
+                self.average.model.load_state_dict(stored["ema"])
+            self.optimizer.load_state_dict(stored["optimizer"])
+            self.scaler.load_state_dict(stored["scaler"])
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+            what = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"the state in {self.config.out} does not fit its own settings ({what})") from error
         self.step, self.seconds = stored["step"], stored["seconds"]
+        self.saved = self.step
         self.last, self.best = stored["metrics"], stored["best"]

@@ -93,10 +93,13 @@ class RunLog:
     def _row(self, values: dict[str, Any]) -> None:
         if not self.active:
             return
-        with self._path.open(
-            "a", newline="", encoding="utf-8"
-        ) as file:  # opened each time: killed runs keep their rows
-            csv.DictWriter(file, COLUMNS).writerow({name: _text(value) for name, value in values.items()})
+        try:
+            with self._path.open("a", newline="", encoding="utf-8") as file:  # each time: killed runs keep their rows
+                csv.DictWriter(file, COLUMNS).writerow({name: _text(value) for name, value in values.items()})
+        except OSError as error:
+            raise InputError(
+                f"{self._path}: cannot be written ({error.strerror}); check the free space and permissions, and resume"
+            ) from error
         if self._writer is not None:
             for name in set(values) - {"step"}:
                 if values[name] is not None:
@@ -110,11 +113,12 @@ class RunLog:
 
 
 def keep_rows(path: Path, step: int) -> None:
-    """Start log.csv, or keep its rows up to `step`: what a killed run wrote after its checkpoint is done again."""
+    """Start log.csv, or keep its whole rows up to `step`: what came after the checkpoint is done again."""
     rows: list[dict[str, str]] = []
     if step > 0 and path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if (row["step"] or "").isdigit() and int(row["step"]) <= step]
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            whole = (row for row in csv.DictReader(line.replace("\0", "") for line in file) if None not in row.values())
+            rows = [row for row in whole if row.get("step", "").isdigit() and int(row["step"]) <= step]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
     writer.writeheader()

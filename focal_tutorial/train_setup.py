@@ -1,16 +1,13 @@
-"""What a training run stands on: device, data, model, folder, and a Ctrl-C that loses nothing."""
+"""What a training run stands on: device, data, model, folder."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -24,7 +21,6 @@ from focal_tutorial.distributed import rank, require_same, share
 from focal_tutorial.errors import InputError
 from focal_tutorial.retinanet import RetinaNet, build_model
 from focal_tutorial.train_config import TrainConfig
-
 
 # What processes on different machines may set differently: where things are, and what computes them.
 PER_MACHINE = (
@@ -177,7 +173,18 @@ def read_last(config: TrainConfig) -> dict[str, Any]:
     state = read_checkpoint(path)
     if "optimizer" not in state:
         raise InputError(f"resume: {path} holds a model only, not a run; start a new run with weights {path}")
+    try:
+        TrainConfig(**state["config"])
+        if any(not isinstance(state[name], kind) for name, kind in RUN_STATE.items()) or state["step"] < 0:
+            raise TypeError("a part of another kind")
+    except (TypeError, ValueError, LookupError) as error:
+        raise InputError(
+            f"resume: {path} is not as this version saves a run ({error}); start a new run, with weights {path}"
+        ) from error
     return state
+
+
+RUN_STATE = {"step": int, "seconds": (int, float), "metrics": dict, "best": dict, "optimizer": dict, "scaler": dict}
 
 
 def resume_or_start(config: TrainConfig) -> None:
@@ -210,9 +217,9 @@ def open_folder(config: TrainConfig) -> Path:
 
 def _open_folder(config: TrainConfig) -> Path:
     folder = Path(config.out) if config.out is not None else next(f for f in _folders(config) if not f.exists())
-    if not config.resume and any((folder / name).exists() for name in ("last.pt", "best.pt")):
+    if not config.resume and (folder / "last.pt").exists():
         raise InputError(f"{folder} already holds a run: resume it, or choose another out")
-    if not config.resume and (folder / "log.csv").exists():
+    if not config.resume and any((folder / name).exists() for name in ("best.pt", "log.csv")):
         raise InputError(
             f"{folder} holds a run that has no checkpoint yet: it is under way, or was killed early; choose another "
             "out, or delete the folder"
@@ -241,38 +248,3 @@ def latest_folder(config: TrainConfig) -> Path:
     if not made:
         raise InputError(f"resume: there is no run in {next(_folders(config))}; name the run folder (out)")
     return made[-1]
-
-
-class StopRequest:
-    """Within it, Ctrl-C or SIGTERM sets `asked` and lets the step finish; a second one stops at once.
-
-    One around another is asked too: a training that is asked in its last step finishes, but what comes next must not.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # Python allows signal handlers nowhere else
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self._restore()
-        outer = getattr(self._before.get(number), "__self__", None)
-        if isinstance(outer, StopRequest):
-            outer._ask(number, frame)
-        # The same signal may have ended the loader's workers. torch would raise for that from its handler of SIGCHLD,
-        # in the middle of a step; without it, it raises when the next batch is asked for, between two steps.
-        if hasattr(signal, "SIGCHLD") and callable(handler := signal.getsignal(signal.SIGCHLD)):
-            self._before[signal.SIGCHLD] = handler
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *error: object) -> None:
-        self._restore()

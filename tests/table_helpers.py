@@ -15,7 +15,7 @@ from focal_tutorial.cells import Config, Record
 from focal_tutorial.errors import InputError
 from focal_tutorial.tables import Table, train_cell
 from focal_tutorial.train import train
-from focal_tutorial.train_setup import StopRequest
+from focal_tutorial.stopping import StopRequest
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "ce": {"title": "CE", "family": "ce", "alpha": None, "gamma": 0.0},

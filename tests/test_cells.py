@@ -26,7 +26,7 @@ from focal_tutorial.checkpoint import read_checkpoint, write_json
 from focal_tutorial.cli import run as command
 from focal_tutorial.errors import InputError
 from focal_tutorial.table_run import run_table, table_cells
-from focal_tutorial.train_setup import StopRequest
+from focal_tutorial.stopping import StopRequest
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 

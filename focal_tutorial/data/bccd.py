@@ -7,13 +7,14 @@ have no extent (`BloodImage_00338`, `BloodImage_00343`); they are dropped and re
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from pathlib import Path
 
 from focal_tutorial.data.download import download, read_zip, write_files
 from focal_tutorial.data.root import cache_root, data_root, new_folder
-from focal_tutorial.data.voc import convert_voc
+from focal_tutorial.data.voc import convert_voc, read_split
 from focal_tutorial.errors import InputError
 
 COMMIT = "d272fb14cdff6e473fafeeeba32aba5f560e9e43"
@@ -131,8 +132,19 @@ def _is_complete(folder: Path) -> bool:
     """Whether `folder` holds the dataset as `_install` leaves it, every byte of it."""
     if not all(path.exists() for path in _paths(folder).values()):
         return False
+    if not all(_is_converted(folder, split) for split in SPLITS):
+        return False
     paths = [path for part in PARTS for path in (folder / part).glob("*")]
     return digest_files({path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}) == DIGEST
+
+
+def _is_converted(folder: Path, split: str) -> bool:
+    """Whether a split's JSON is whole and has as many images as its list of names."""
+    try:
+        content = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
+        return len(content["images"]) == len(read_split(folder / "ImageSets" / "Main" / f"{split}.txt"))
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _install(files: dict[str, bytes], folder: Path) -> None:

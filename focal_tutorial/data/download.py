@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import stat
@@ -10,6 +11,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -30,9 +32,10 @@ def download(url: str, path: Path) -> None:
     where the server knows no ranges), and which is renamed when it is whole.
 
     Raises:
-        InputError: the server refuses, or the connection failed `TRIES` times.
+        InputError: the server refuses, the connection failed `TRIES` times, or the disk is full or read-only.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     reason = ""
     for attempt in range(TRIES):
@@ -49,7 +52,8 @@ def download(url: str, path: Path) -> None:
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         else:
-            os.replace(part, path)
+            with _writing(path):
+                os.replace(part, path)
             return
     raise InputError(
         f"cannot download {url}: {reason}. Try again later (it continues where it stopped), or fetch the file in "
@@ -68,12 +72,17 @@ def _fetch(url: str, part: Path) -> None:
             have = 0  # no ranges here: from the start
         length = response.headers.get("Content-Length")
         total = have + int(length) if length and length.isdigit() else None
+        with _writing(part):
+            stream = open(part, "ab" if have else "wb", buffering=0)  # noqa: SIM115
         with (
-            open(part, "ab" if have else "wb") as stream,
+            stream,
             tqdm(total=total, initial=have, unit="B", unit_scale=True, desc="download", leave=False) as bar,
         ):
             while chunk := response.read(CHUNK):
-                stream.write(chunk)
+                with _writing(part):
+                    left = memoryview(chunk)
+                    while left:  # a disk that is nearly full takes a piece only
+                        left = left[stream.write(left) :]
                 have += len(chunk)
                 bar.update(len(chunk))
                 if have > MAX_BYTES:
@@ -81,6 +90,18 @@ def _fetch(url: str, part: Path) -> None:
                     raise InputError(f"{url} sends more than {MAX_BYTES} bytes: not the file that was expected")
     if total is not None and have < total:
         raise ConnectionError(f"the connection ended after {have} of {total} bytes")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Within it, a fault of this machine's disk is an InputError: to fetch the file again would not help."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; check the free space and permissions, or give another "
+            "place with --root. What has come is kept, and the next try continues it"
+        ) from error
 
 
 def read_zip(path: Path) -> dict[str, bytes]:

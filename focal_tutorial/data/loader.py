@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from focal_tutorial.data.dataset import DetectionDataset, Target
 from focal_tutorial.errors import InputError
+from focal_tutorial.stopping import leave_stopping_to_parent
 
 Batch = tuple[Tensor | list[Tensor], list[Target]]
 
@@ -65,6 +66,7 @@ def make_loader(
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
+        worker_init_fn=leave_stopping_to_parent,
         generator=torch.Generator().manual_seed(0),  # else each epoch takes a number from the caller's generator
     )
 

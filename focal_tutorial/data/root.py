@@ -9,11 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 import platformdirs
 
 from focal_tutorial.errors import InputError
 
 MARK = ".made-by-focal-tutorial"  # a file in every folder made here; no other folder is ever replaced
+HALF_MADE = ".{}-half-made-"  # how the name of a folder begins while it is filled
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -44,8 +50,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise InputError(f"{folder} exists and was not made by this program: move it away, or give another --root")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        old = temporary.with_suffix(".old")
+        _remove_abandoned(folder)
+        temporary = Path(tempfile.mkdtemp(prefix=HALF_MADE.format(folder.name), dir=folder.parent))
+        old, claim = temporary.with_suffix(".old"), _claim(temporary)
         try:
             temporary.chmod(0o755)
             yield temporary
@@ -55,7 +62,37 @@ def new_folder(folder: Path) -> Iterator[Path]:
             if not (folder / MARK).is_file():
                 os.replace(temporary, folder)
         finally:
+            if claim is not None:
+                os.close(claim)
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}; give another place with --root") from error
+
+
+def _claim(folder: Path) -> int | None:
+    """Hold `folder` until the returned descriptor is closed or the process ends, however it ends.
+
+    None where somebody else holds it, it is gone, or the file system has no locks.
+    """
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what processes that were killed while they filled a folder for `folder` have left; others hold theirs."""
+    for left in folder.parent.glob(HALF_MADE.format(folder.name) + "*"):
+        claim = _claim(left)
+        if claim is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(claim)
