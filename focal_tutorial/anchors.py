@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from focal_tutorial._numbers import is_count, is_number, is_positive
 
 OCTAVE_SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 
@@ -36,6 +39,12 @@ def grid_anchors(cell: Tensor, grid: tuple[int, int], stride: tuple[float, float
     return (shifts + cell).reshape(-1, 4)
 
 
+def _check_list(name: str, values: Any, good: Callable[[Any], bool]) -> None:
+    if not isinstance(values, Sequence) or isinstance(values, str) or not values or not all(map(good, values)):
+        wanted = "whole numbers of at least 0" if name == "levels" else "positive numbers"
+        raise ValueError(f"{name}: a list of {wanted} wanted, got {values!r}"[:300])
+
+
 class AnchorGenerator:
     """Anchors for every pyramid level, cached per image size.
 
@@ -50,7 +59,8 @@ class AnchorGenerator:
             of padded size // grid size, which drifts from 2^l where the size is no multiple of it.
 
     Raises:
-        ValueError: where sizes and levels differ in number, or a size, ratio or scale is not positive.
+        ValueError: where sizes and levels differ in number, a level is no whole number of 0 … 30, or a size, ratio or
+            scale is not positive; from a call, where the image has no area.
 
     Source: RetinaNet paper §4, "Anchors". A 640×640 image has 76,725 of them, an 800×1344 one 201,600.
     """
@@ -65,14 +75,24 @@ class AnchorGenerator:
         centre: float = 0.5,
         torchvision_compat: bool = False,
     ) -> None:
+        for name, values in {"levels": levels, "ratios": ratios, "scales": scales}.items():
+            _check_list(name, values, is_positive if name != "levels" else lambda level: is_count(level, 0))
+        if max(levels) > 30:
+            raise ValueError(f"levels: at most 30 wanted, a stride of 2^30 pixels, got {max(levels)}")
         self.levels = tuple(levels)
+        if sizes is not None:
+            _check_list("sizes", sizes, is_positive)
         self.sizes = tuple(4.0 * 2**level for level in levels) if sizes is None else tuple(map(float, sizes))
-        self.ratios, self.scales = tuple(ratios), tuple(scales)
-        self.centre, self.torchvision_compat = centre, torchvision_compat
         if len(self.sizes) != len(self.levels):
             raise ValueError(f"sizes: one per level wanted, got {len(self.sizes)} sizes for {len(self.levels)} levels")
-        if not self.levels or not all(v > 0 for v in (*self.sizes, *self.ratios, *self.scales)):
-            raise ValueError("levels must not be empty; sizes, ratios and scales must be positive")
+        if not is_number(centre):
+            raise ValueError(f"centre: a number wanted, in strides, got {centre!r}")
+        self.ratios, self.scales = tuple(ratios), tuple(scales)
+        self.centre, self.torchvision_compat = centre, torchvision_compat
+        for size in self.sizes:
+            sides = self._cell(size)[:, 2:] - self._cell(size)[:, :2]
+            if not (sides.isfinite() & (sides > 0)).all():
+                raise ValueError(f"sizes, ratios, scales: at size {size:g} some anchor would have no finite area")
         self._cache: dict[object, list[Tensor]] = {}
 
     @property
@@ -105,6 +125,11 @@ class AnchorGenerator:
 
         The tensors are shared between calls of the same size: do not write to them.
         """
+        if not torch.compiler.is_compiling():  # there sizes are symbols, and a check would be a graph break
+            if not isinstance(image_size, Sequence) or len(image_size) != 2 or not all(map(is_count, image_size)):
+                raise ValueError(f"image_size: (height, width) in whole pixels wanted, got {image_size!r}")
+            if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+                raise TypeError(f"dtype: a floating point one wanted, got {dtype!r}")
         key = (tuple(image_size), torch.device(device), dtype)
         if key not in self._cache:
             if len(self._cache) >= 64:  # a dataset of unequal sizes must not fill the memory

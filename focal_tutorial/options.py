@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
+from focal_tutorial._numbers import is_count, is_number, is_positive
 from focal_tutorial.anchors import OCTAVE_SCALES
 from focal_tutorial.preprocess import IMAGENET_MEAN, IMAGENET_STD, Size
 
@@ -27,19 +26,6 @@ TORCHVISION: dict[str, Any] = {
 }
 
 
-def _is_count(value: Any, low: int = 1) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low
-
-
-def _is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    return real and math.isfinite(value) and low <= value <= high
-
-
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
-
-
 def _are(values: Any, good: Callable[[Any], bool], length: int | None = None) -> bool:
     is_list = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == (length or len(values))
     return is_list and len(values) > 0 and all(map(good, values))
@@ -47,19 +33,19 @@ def _are(values: Any, good: Callable[[Any], bool], length: int | None = None) ->
 
 # What is wanted, in words and as a test, of which settings. The choices by name are checked where they are used.
 WANTED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("whole numbers, as [3, 4, 5],", lambda v: _are(v, lambda x: _is_count(x, 0)), "levels"),
-    ("positive numbers", lambda v: _are(v, _is_positive), "sizes ratios scales"),
-    ("(height, width) in whole pixels", lambda v: _are(v, _is_count, 2), "canvas"),
-    ("three numbers", lambda v: _are(v, _is_number, 3), "mean"),
-    ("three positive numbers", lambda v: _are(v, _is_positive, 3), "std"),
-    ("a whole number of at least 1", _is_count, "channels head_channels topk_per_level detections_per_image"),
-    ("a whole number of at least 1", _is_count, "min_size max_size size_divisible"),
-    ("a whole number of at least 0", lambda v: _is_count(v, 0), "head_depth"),
-    ("a number in 0 … 1", lambda v: _is_number(v, 0, 1), "foreground_iou background_iou low_quality_iou nms_iou"),
-    ("a number of at least 0 and below 1", lambda v: _is_number(v, 0, 1) and v < 1, "score_threshold"),
-    ("a number of at least 0", lambda v: _is_number(v, 0), "gamma beta frozen_eps"),
-    ("a number up to 1", lambda v: _is_number(v, high=1), "alpha"),
-    ("a number", _is_number, "centre prior"),
+    ("whole numbers, as [3, 4, 5],", lambda v: _are(v, lambda x: is_count(x, 0)), "levels"),
+    ("positive numbers", lambda v: _are(v, is_positive), "sizes ratios scales"),
+    ("(height, width) in whole pixels", lambda v: _are(v, is_count, 2), "canvas"),
+    ("three numbers", lambda v: _are(v, is_number, 3), "mean"),
+    ("three positive numbers", lambda v: _are(v, is_positive, 3), "std"),
+    ("a whole number of at least 1", is_count, "channels head_channels topk_per_level detections_per_image"),
+    ("a whole number of at least 1", is_count, "min_size max_size size_divisible"),
+    ("a whole number of at least 0", lambda v: is_count(v, 0), "head_depth"),
+    ("a number in 0 … 1", lambda v: is_number(v, 0, 1), "foreground_iou background_iou low_quality_iou nms_iou"),
+    ("a number of at least 0 and below 1", lambda v: is_number(v, 0, 1) and v < 1, "score_threshold"),
+    ("a number of at least 0", lambda v: is_number(v, 0), "gamma beta frozen_eps"),
+    ("a number up to 1", lambda v: is_number(v, high=1), "alpha"),
+    ("a number", is_number, "centre prior"),
 )
 MAY_BE_NONE = ("sizes", "head_channels", "low_quality_iou", "alpha", "min_size", "canvas")
 

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -67,11 +68,28 @@ def test_the_cache_returns_the_same_tensors_and_stays_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"levels": (3, 4), "sizes": (32,)}, {"sizes": (0, 1, 2, 3, 4)}, {"ratios": (-1.0,)}, {"levels": ()}]
+    "options",
+    [
+        {"levels": (3, 4), "sizes": (32,)},
+        {"sizes": (0, 1, 2, 3, 4)},
+        {"ratios": (-1.0,)},
+        {"levels": ()},
+        {"ratios": ()},
+        {"levels": (-1,)},
+        {"levels": (2000,)},
+        {"levels": (3,), "sizes": (math.inf,)},
+        {"levels": (3,), "sizes": (0.5,), "torchvision_compat": True},
+    ],
 )
 def test_impossible_settings_are_refused(options: dict) -> None:
-    with pytest.raises(ValueError, match=r"sizes|levels"):
+    with pytest.raises(ValueError, match=r"sizes|levels|ratios"):
         AnchorGenerator(**options)
+
+
+@pytest.mark.parametrize("size", [(0, 64), (-64, 64), (64.5, 64), 64, None])
+def test_an_image_without_area_has_no_grid(size: Any) -> None:
+    with pytest.raises(ValueError, match="image_size: "):
+        AnchorGenerator()(size)
 
 
 def test_grids_of_the_counting_chapter() -> None:

@@ -44,3 +44,25 @@ def test_clip_moves_boxes_inside() -> None:
     boxes = torch.tensor([[-5.0, -5.0, 5.0, 5.0], [90.0, 40.0, 120.0, 70.0], [200.0, 200.0, 210.0, 220.0]])
     clipped = clip_boxes(boxes, (50, 100))
     assert clipped.tolist() == [[0, 0, 5, 5], [90, 40, 100, 50], [100, 50, 100, 50]]
+
+
+def test_whole_numbers_mean_what_they_say() -> None:
+    """Unsigned bytes wrapped around at 0, and torch.int8 at 128."""
+    boxes, anchors = torch.tensor([[10, 10, 30, 30]], dtype=torch.uint8), torch.tensor([[20, 20, 40, 40]])
+    assert encode_boxes(boxes, anchors).tolist() == [[-0.5, -0.5, 0, 0]]
+    assert clip_boxes(boxes, (1000, 20)).tolist() == [[10, 10, 20, 30]]
+
+
+@pytest.mark.parametrize("size", [5, (1, 2, 3), (-1, 4), (math.nan, 4), (10**400, 4), ("a", 4)])
+def test_a_size_that_is_none_is_refused(size) -> None:
+    with pytest.raises(ValueError, match="size: "):
+        clip_boxes(torch.zeros(1, 4), size)
+
+
+def test_boxes_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"boxes: shape"):
+        encode_boxes(torch.zeros(4, 3), torch.zeros(4, 4))
+    with pytest.raises(ValueError, match="deltas and anchors: shapes that broadcast"):
+        decode_boxes(torch.zeros(3, 4), torch.zeros(2, 4))
+    with pytest.raises(TypeError, match="anchors: real numbers"):
+        encode_boxes(torch.zeros(4), torch.zeros(4, dtype=torch.complex64))
