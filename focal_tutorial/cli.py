@@ -18,6 +18,7 @@ import typer
 
 from focal_tutorial import __version__
 from focal_tutorial.cli_experiment import app as experiment_app
+from focal_tutorial.cli_export import export_command
 from focal_tutorial.cli_options import parse_options, parse_size
 from focal_tutorial.cli_train import train
 from focal_tutorial.cli_weights import convert_weights_command
@@ -168,6 +169,7 @@ def _write_report(report: ImbalanceReport, out: Path) -> None:
 
 app.command()(train)
 app.command("convert-weights")(convert_weights_command)
+app.command("export")(export_command)
 app.add_typer(experiment_app, name="experiment")
 
 
