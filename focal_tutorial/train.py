@@ -269,14 +269,15 @@ class Run:
         look = done or self.step % c.log_every == 0
         if look:
             self._log_losses(epoch)
-        if done or (c.eval_every and self.step % (c.eval_every * self.steps_per_epoch) == 0):
+        evaluated = done or (c.eval_every > 0 and self.step % (c.eval_every * self.steps_per_epoch) == 0)
+        if evaluated:
             self._evaluate(epoch)
         stopping = stop.asked
         if world_size() > 1:  # all must stop at one step, so they ask each other, when they fetch their losses anyway
             stopping = look and bool(sum_over_ranks(torch.tensor(float(stop.asked), device=self.device)))
         if stopping and not done:
             self._save_and_stop()
-        if done or self.step % c.save_every == 0:
+        if evaluated or self.step % c.save_every == 0:  # an evaluation is worth more than the time to save
             self._save()
 
     def _save_after_a_death(self, stop: StopRequest) -> None:

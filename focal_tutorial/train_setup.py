@@ -190,12 +190,13 @@ RUN_STATE = {"step": int, "seconds": (int, float), "metrics": dict, "best": dict
 def resume_or_start(config: TrainConfig) -> None:
     """Set `config.resume` if there is a checkpoint in `config.out`, a folder that is the caller's alone.
 
-    A run that was killed before its first checkpoint leaves a log and nothing to resume: it starts again.
+    A run that was killed before its first last.pt leaves a log, perhaps best.pt, and starts again.
     """
     folder = Path(config.out or ".")
     config.resume = (folder / "last.pt").exists()
-    if not config.resume:
-        (folder / "log.csv").unlink(missing_ok=True)
+    if not config.resume and (folder / "log.csv").exists():
+        (folder / "best.pt").unlink(missing_ok=True)
+        (folder / "log.csv").unlink()
 
 
 def open_folder(config: TrainConfig) -> Path:
