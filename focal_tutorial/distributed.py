@@ -42,7 +42,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         return
     if device.type == "cuda":
         device = _own_gpu()
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    _join(device)
     _objects = dist.new_group(backend="gloo", timeout=PATIENCE)
     try:
         yield device
@@ -52,7 +52,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         if device.type != "cuda":
             dist.destroy_process_group()
         if _lost_contact(error):
-            time.sleep(2)  # torchrun ends us as soon as it sees who failed first, and then names that one only
+            time.sleep(5)  # torchrun ends us as soon as it sees who failed first, and then names that one only
             raise InputError(
                 f"another process has ended or does not answer; see its message ({str(error).splitlines()[0]})"
             ) from error
@@ -61,6 +61,18 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         dist.destroy_process_group()
     finally:
         _objects = None
+
+
+def _join(device: torch.device) -> None:
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except RuntimeError as error:
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+            raise
+        raise InputError(
+            f"the processes do not find each other after a restart ({str(error).splitlines()[0]}); torchrun may have "
+            "handed on addresses of the last start: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it"
+        ) from error
 
 
 def _own_gpu() -> torch.device:
