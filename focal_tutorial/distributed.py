@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import inspect
 import os
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ T = TypeVar("T")
 # Rank 0 may compute AP for longer than NCCL's ten minutes or gloo's thirty, while the others wait for its answer. A
 # process that ends closes its connections, and is noticed at once; only one that hangs is waited for.
 PATIENCE = datetime.timedelta(hours=6)
-_objects: dist.ProcessGroup | None = None  # carries Python objects: always gloo, and patient; None: the default group
+_objects: Any = None  # carries Python objects: always gloo, and patient; None: the default group
 
 
 @contextlib.contextmanager
@@ -139,6 +140,22 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def data_parallel(model: nn.Module) -> nn.Module:
+    """`model`, which several processes train together: its backward pass averages the gradients over them (DDP).
+
+    Every parameter that learns takes part in every step, one without boxes too, so none is looked for. Buffers are
+    left alone: those of batch norm are each process's own until `same_buffers`.
+    """
+    if world_size() == 1:
+        return model
+    device = next(model.parameters()).device
+    parallel = nn.parallel.DistributedDataParallel
+    renamed = "forward_sync_buffers" in inspect.signature(parallel.__init__).parameters  # the old name warns
+    options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    ids = [device] if device.type == "cuda" else None
+    return parallel(model, device_ids=ids, gradient_as_bucket_view=True, **options)
 
 
 def same_buffers(model: nn.Module) -> None:

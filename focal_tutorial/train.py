@@ -14,12 +14,12 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from focal_tutorial.checkpoint import load_checkpoint, save_checkpoint, write_json
 from focal_tutorial.data.dataset import DetectionDataset
 from focal_tutorial.data.loader import Batch, make_loader
 from focal_tutorial.distributed import (
+    data_parallel,
     first_of_machine_first,
     process_group,
     rank,
@@ -149,12 +149,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=c.amp == "fp16")
         if c.compile:  # the network alone: matching and losses follow the boxes, whose number changes
             model.network = torch.compile(model.network)  # type: ignore[method-assign]
-        self.parallel: nn.Module = model
-        if world_size() > 1:
-            self.parallel = DistributedDataParallel(
-                model, device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False, gradient_as_bucket_view=True,
-            )  # fmt: skip
+        self.parallel = data_parallel(model)
 
     def finish(self) -> dict[str, Any]:
         """Train from the current step to the last, evaluate, write the results and return them."""
