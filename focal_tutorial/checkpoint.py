@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import struct
 import tempfile
 from collections.abc import Callable
 from os import PathLike
@@ -20,6 +19,7 @@ import torch
 
 from focal_tutorial.errors import InputError
 from focal_tutorial.retinanet import RetinaNet, build_model
+from focal_tutorial.weights import BROKEN, check_sums
 
 
 def save_checkpoint(path: str | PathLike[str], state: dict[str, Any]) -> None:
@@ -64,6 +64,7 @@ def _umask() -> int:
 def read_checkpoint(path: str | PathLike[str], device: str | torch.device = "cpu") -> dict[str, Any]:
     """The dictionary in a checkpoint of this package. Raises `InputError` if missing or broken."""
     try:
+        check_sums(path)
         state = torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
@@ -72,7 +73,9 @@ def read_checkpoint(path: str | PathLike[str], device: str | torch.device = "cpu
             f"{path}: refused, since it holds more than tensors and plain values (or is no checkpoint); use "
             "a checkpoint written by focal-tutorial train"
         ) from error
-    except (RuntimeError, EOFError, ValueError, LookupError, struct.error) as error:
+    except InputError:
+        raise
+    except BROKEN as error:
         raise InputError(
             f"{path}: broken or no checkpoint ({type(error).__name__}); "
             "is the copy complete? use best.pt or last.pt of a run folder"

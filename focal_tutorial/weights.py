@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import struct
+import zipfile
+import zlib
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +33,10 @@ RENAMED = (
     ("head.classification_head.", "head.classification."),
     ("head.regression_head.", "head.regression."),
 )
+
+# What torch.load and zipfile raise for files that are damaged: anything that reading nonsense can lead to.
+BROKEN = (RuntimeError, EOFError, ValueError, LookupError, struct.error, AttributeError, TypeError, ArithmeticError,
+          zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 @dataclass
@@ -118,10 +124,28 @@ def _shorten(weights: str | os.PathLike[str] | Mapping[str, Tensor]) -> str:
     return str(weights) if isinstance(weights, (str, os.PathLike)) else f"keys {sorted(weights)[:3]} …"
 
 
+def check_sums(path: str | os.PathLike[str]) -> None:
+    """Compare each part of a file of `torch.save` with its checksum, which `torch.load` does not look at.
+
+    A file in torch's format of before 1.6 has none, and passes.
+
+    Raises:
+        InputError: a part is not what was written.
+        OSError, zipfile.BadZipFile, …: the file cannot be read, or its table of contents is broken.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise InputError(f"{path}: damaged, {damaged} in it is not what was written; copy it again, or take another")
+
+
 def _read_file(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise InputError(f"weights: no such file and no known name: {path} (known: 'COCO_V1')")
     try:
+        check_sums(path)
         with torch.serialization.safe_globals([Namespace]):  # torchvision's scripts save their arguments, too
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message advises to switch this protection off
@@ -129,7 +153,9 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
             f"{path} is refused as weights: it holds more than tensors and plain values, or is no file of torch.save; "
             "save model.state_dict()"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error) as error:
+    except InputError:
+        raise
+    except (*BROKEN, OSError) as error:
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(
             f"{path} cannot be read as weights ({first}); a file of torch.save with tensors only is wanted"

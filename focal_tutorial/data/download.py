@@ -118,9 +118,11 @@ def read_zip(path: Path) -> dict[str, bytes]:
                 raise InputError(f"archive {path} unpacks to more than {MAX_BYTES} bytes: not what was expected")
             names = [_safe_name(member, path) for member in members]
             files = {name: archive.read(member) for name, member in zip(names, members, strict=True)}
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"archive {path} does not exist") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, LookupError) as error:
         raise InputError(f"archive {path} is damaged or no zip file: {error}. Delete it and try again") from error
     tops = {name.split("/")[0] for name in files}
     if len(tops) == 1 and all("/" in name for name in files):
