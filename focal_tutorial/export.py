@@ -13,7 +13,9 @@ import io
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from os import PathLike
 from typing import Any
 
@@ -23,7 +25,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from focal_tutorial import __version__
-from focal_tutorial._suppress import NOTHING, onnx_suppress, suppress
+from focal_tutorial._suppress import NOTHING, onnx_suppress, suppress_batch
+from focal_tutorial.backbone import FrozenNorm
 from focal_tutorial.boxes import clip_boxes, decode_boxes
 from focal_tutorial.checkpoint import write_atomically
 from focal_tutorial.errors import InputError
@@ -32,6 +35,7 @@ from focal_tutorial.retinanet import RetinaNet
 
 RAW_OUTPUTS = ("logits", "deltas", "anchors")
 OUTPUTS = ("boxes", "scores", "labels", "counts")
+MOST_IMAGES = 4096  # torch.export of torch 2.6 wants a bound
 OPSET = 18  # the first with an antialiased Resize
 
 
@@ -50,6 +54,7 @@ class ExportedDetector(nn.Module):
     def __init__(self, model: RetinaNet, size: Size, *, raw: bool = False, onnx: bool = False) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+        _fold_frozen_norms(self.model.backbone.body)
         preprocess = self.model.preprocess
         self.size, self.raw, self.onnx = size, raw, onnx
         self.resized = preprocess.resized(size)
@@ -70,7 +75,7 @@ class ExportedDetector(nn.Module):
         preprocess = self.model.preprocess
         x = preprocess.normalise(images)
         if self.resized != self.size:
-            how = {"mode": "bilinear", "align_corners": False, "antialias": preprocess.antialias}
+            how: dict[str, Any] = {"mode": "bilinear", "align_corners": False, "antialias": preprocess.antialias}
             x = F.interpolate(x, size=self.resized, **how)
         right, below = self.padded[1] - self.resized[1], self.padded[0] - self.resized[0]
         return F.pad(x, (0, right, 0, below)) if right or below else x  # (N, 3, *padded)
@@ -84,14 +89,16 @@ class ExportedDetector(nn.Module):
         best, index = self._top_candidates(logits)  # (N, C) each; C = sum of the levels' k
         rows, labels = index // classes, index % classes
         limit = math.log(o.score_threshold / (1 - o.score_threshold)) if o.score_threshold > 0 else -math.inf
-        scores = torch.where(best > limit, best.sigmoid(), NOTHING)  # (N, C)
+        scores = best.sigmoid()  # (N, C)
+        # onnxruntime's σ has an absolute error of 3e-8, which would make small scores equal; eager ranks by σ
+        ranks = torch.where(best > limit, best if self.onnx else scores, NOTHING)
         boxes = decode_boxes(_take(deltas, rows), self.anchors[rows])
         boxes = clip_boxes(boxes, self.resized)  # (N, C, 4)
         if self.onnx:
             limits: tuple[Any, ...] = (classes, o.detections_per_image, o.nms_iou)
-            kept = torch.ops.focal_tutorial.suppress(boxes, scores, labels, *limits)
+            kept = torch.ops.focal_tutorial.suppress_batch(boxes, ranks, labels, *limits)
         else:
-            kept = suppress(boxes, scores, labels, classes, o.detections_per_image, o.nms_iou)
+            kept = suppress_batch(boxes, ranks, labels, classes, o.detections_per_image, o.nms_iou)
         found, kept = kept >= 0, kept.clamp(min=0)  # (N, D)
         height, width = self.size[0] / self.resized[0], self.size[1] / self.resized[1]
         back = boxes.new_tensor([width, height, width, height])
@@ -114,6 +121,20 @@ class ExportedDetector(nn.Module):
         return torch.cat(best, dim=1), torch.cat(index, dim=1)
 
 
+def _fold_frozen_norms(body: nn.Module) -> None:
+    """Make every frozen norm of a ResNet part of the weights and bias of the convolution before it, in place."""
+    for parent in list(body.modules()):
+        for (name, conv), (after, norm) in pairwise(list(parent.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenNorm):
+                scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # (C,)
+                sizes = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+                plain = nn.Conv2d(*sizes, bias=True).requires_grad_(False)  # type: ignore[arg-type]
+                plain.weight.copy_(conv.weight * scale[:, None, None, None])
+                plain.bias.copy_(norm.bias - norm.running_mean * scale)  # type: ignore[union-attr]
+                setattr(parent, name, plain)
+                setattr(parent, after, nn.Identity())
+
+
 def _take(rows: Tensor, index: Tensor) -> Tensor:
     """`rows` `(N, R, 4)` at `index` `(N, C)`: `(N, C, 4)`."""
     return rows.gather(1, index[..., None].expand(-1, -1, 4))
@@ -127,7 +148,7 @@ def export_program(
     Args:
         model: any RetinaNet of this package; it is copied and stays as it is. The program runs on the CPU in float32.
         size: `(height, width)` of the images; by default the model's canvas.
-        batch: images at a time; `None` for any number.
+        batch: images at a time; `None` for any number up to 4,096.
         raw: stop after the heads.
 
     Returns:
@@ -147,7 +168,7 @@ def _trace(detector: ExportedDetector, batch: int | None) -> ExportedProgram:
     if batch is not None and batch < 1:
         raise ValueError(f"batch: at least 1 wanted, or None for any; got {batch}")
     example = torch.zeros(batch or 2, 3, *detector.size)  # of one image, N would be taken for a constant 1
-    dynamic = None if batch else ({0: Dim("batch", min=1)},)
+    dynamic = None if batch else ({0: Dim("batch", min=1, max=MOST_IMAGES)},)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", FutureWarning)  # torchvision's own, at its NMS
         return torch.export.export(detector, (example,), dynamic_shapes=dynamic, strict=False)
@@ -219,22 +240,28 @@ def export_onnx(
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise InputError(f"ONNX needs {' and '.join(missing)}: pip install focal-tutorial[export]")
     detector = ExportedDetector(model, _checked_size(model, size), raw=raw, onnx=True)
-    exported = torch.onnx.export(
-        _trace(detector, batch),
-        dynamo=True,
-        verbose=False,
-        opset_version=OPSET,
-        input_names=["images"],
-        output_names=list(RAW_OUTPUTS if raw else OUTPUTS),
-        custom_translation_table={torch.ops.focal_tutorial.suppress.default: onnx_suppress},
-    )
-    proto = exported.model_proto  # type: ignore[union-attr]
-    _name_batch(proto)
+    proto = _to_onnx(_trace(detector, batch), RAW_OUTPUTS if raw else OUTPUTS)
     for key, value in describe(model, size, raw=raw).items():
         proto.metadata_props.add(
             key=key, value=value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         )
     write_atomically(path, lambda file: file.write(proto.SerializeToString()))
+
+
+def _to_onnx(program: ExportedProgram, outputs: Sequence[str], inputs: Sequence[str] = ("images",)) -> Any:
+    """The ONNX model of a program that `ExportedDetector(onnx=True)` was traced to."""
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        verbose=False,
+        opset_version=OPSET,
+        input_names=list(inputs),
+        output_names=list(outputs),
+        custom_translation_table={torch.ops.focal_tutorial.suppress_batch.default: onnx_suppress},
+    )
+    proto = exported.model_proto  # type: ignore[union-attr]
+    _name_batch(proto)
+    return proto
 
 
 def _name_batch(proto: Any) -> None:
