@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +26,58 @@ class FrozenNorm(FrozenBatchNorm2d):
     again, and the backward pass keep both: more memory than without autocast.
     """
 
+    folded = False  # whether a `FoldedConv2d` before it has done its work
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift of each channel, `(C,)` each: γ/√(σ² + ε) and β − μγ/√(σ² + ε)."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.folded:
+            return x
         if x.dtype == torch.float32:
             return super().forward(x)
-        scale = self.weight * (self.running_var + self.eps).rsqrt()  # (C,)
-        shift = self.bias - self.running_mean * scale  # (C,)
+        scale, shift = self.affine()
         return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
+
+
+class FoldedConv2d(nn.Conv2d):
+    """A convolution that does the work of the frozen norm after it: s · (W ∗ x) + t = (s · W) ∗ x + t.
+
+    Scaling the weights instead of the activations saves two passes over those, forward and backward, and W learns all
+    the same. Where there are more weights than activations, as in the last stage of a ResNet, the activations are
+    scaled, in one pass. The norm stays in its place, where its statistics are loaded and saved.
+
+    Args:
+        convolution: without bias; its weight is taken over.
+        norm: that follows it.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, norm: FrozenNorm) -> None:
+        c = convolution
+        shape: dict[str, Any] = {"kernel_size": c.kernel_size, "stride": c.stride, "padding": c.padding}
+        super().__init__(c.in_channels, c.out_channels, **shape, bias=False, device="meta")
+        self.weight = c.weight
+        norm.folded = True
+        self._norm = [norm]  # in a list: as a submodule it would be saved twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self._norm[0].affine()
+        outputs = len(x) * self.out_channels * (x.shape[-2] // self.stride[0]) * (x.shape[-1] // self.stride[1])
+        if self.weight.numel() <= outputs:
+            return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+        x = self._conv_forward(x, self.weight, None)
+        return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
+
+
+def fold_frozen_norms(body: nn.Module) -> None:
+    """Give every convolution of a torchvision ResNet that a `FrozenNorm` follows the work of that norm, in place."""
+    for parent in list(body.modules()):
+        children = list(parent.named_children())
+        for (name, module), (_, after) in pairwise(children):
+            if isinstance(module, nn.Conv2d) and isinstance(after, FrozenNorm):
+                setattr(parent, name, FoldedConv2d(module, after))
 
 
 def norm_layer(norm: str) -> Callable[[int], nn.Module]:
@@ -72,7 +120,9 @@ def resnet_body(name: str, *, weights: str | None = None, norm: str = "batch", t
     learning = ["layer4", "layer3", "layer2", "layer1", "conv1"][:trainable] + (["bn1"] if trainable == 5 else [])
     for parameter_name, parameter in resnet.named_parameters():
         parameter.requires_grad_(any(parameter_name.startswith(stage) for stage in learning))
-    return IntermediateLayerGetter(resnet, {"layer2": "C3", "layer3": "C4", "layer4": "C5"})
+    body = IntermediateLayerGetter(resnet, {"layer2": "C3", "layer3": "C4", "layer4": "C5"})
+    fold_frozen_norms(body)
+    return body
 
 
 class ResidualBlock(nn.Module):

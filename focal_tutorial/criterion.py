@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,26 @@ Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
 IOU_LOSSES = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
 BOX_LOSSES = ("smooth_l1", "l1", *IOU_LOSSES)
 NORMALIZERS = ("foreground", "foreground_plus_one", "image", "ema")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Who answers for what in a batch: all that the losses need of the targets.
+
+    Attributes:
+        labels: `(N, R)` int64, class of every anchor, −1 background, −2 ignored.
+        matches: `(N, R)` int64, index of its box in its image, or −1, −2.
+        image, anchor: `(F,)` int64 each, the F foreground anchors of the batch.
+        box: `(F,)` int64, number of its box among those of the whole batch.
+        boxes: `(F, 4)` xyxy, its box.
+    """
+
+    labels: Tensor
+    matches: Tensor
+    image: Tensor
+    anchor: Tensor
+    box: Tensor
+    boxes: Tensor
 
 
 class Criterion(nn.Module):
@@ -109,11 +130,29 @@ class Criterion(nn.Module):
         Returns:
             `{"classification": …, "bbox_regression": …}`.
         """
+        assignment = self.assign(anchors, targets)
+        return self.losses(logits, deltas[assignment.image, assignment.anchor], anchors, targets, assignment)
+
+    def assign(self, anchors: Tensor, targets: Sequence[dict[str, Tensor]]) -> Assignment:
+        """Match `anchors` `(R, 4)` with the targets of every image; needs no predictions."""
         labels, matches = self.match(anchors, targets)
         image, anchor = torch.where(labels >= 0)  # (F,) each, F foreground anchors in the batch
-        predicted, reference = deltas[image, anchor].float(), anchors[anchor]  # (F, 4)
         offsets = torch.tensor([0, *(len(t["boxes"]) for t in targets[:-1])], device=labels.device).cumsum(0)
-        boxes = torch.cat([t["boxes"] for t in targets])[matches[image, anchor] + offsets[image]]  # (F, 4)
+        box = matches[image, anchor] + offsets[image]  # (F,)
+        return Assignment(labels, matches, image, anchor, box, torch.cat([t["boxes"] for t in targets])[box])
+
+    def losses(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        anchors: Tensor,
+        targets: Sequence[dict[str, Tensor]],
+        assignment: Assignment,
+    ) -> dict[str, Tensor]:
+        """The two losses, as `forward` returns them, from the deltas of the foreground anchors alone, `(F, 4)`."""
+        a = assignment
+        labels, matches, image, anchor, boxes = a.labels, a.matches, a.image, a.anchor, a.boxes
+        predicted, reference = deltas.float(), anchors[anchor]  # (F, 4)
         box_losses = self.box_losses(predicted, reference, boxes)  # (F,)
         if self.sampler is not None:
             if hasattr(self.sampler, "expect"):
@@ -171,10 +210,11 @@ class Criterion(nn.Module):
         quality: Tensor | None,
     ) -> dict[str, Tensor]:
         foreground = (matches >= 0).sum(1).clamp(min=1)  # (N,)
+        # split, not logits[i]: the gradient of an index is a whole tensor of zeros for each image
+        qualities = [None] * len(labels) if quality is None else quality.split(1)
         classification = [
-            self._classification(logits[i : i + 1], labels[i : i + 1], None if quality is None else quality[i : i + 1])
-            / foreground[i]
-            for i in range(len(labels))
+            self._classification(x, y, q) / count
+            for x, y, q, count in zip(logits.split(1), labels.split(1), qualities, foreground, strict=True)
         ]
         return {
             "classification": torch.stack(classification).mean(),

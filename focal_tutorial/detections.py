@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
 from focal_tutorial.boxes import clip_boxes, decode_boxes
+
+
+class Candidates(NamedTuple):
+    """Pairs of anchor and class in one image that may become detections: scores, anchors, labels, `(D,)` each."""
+
+    scores: Tensor
+    anchor: Tensor
+    labels: Tensor
 
 
 def top_candidates(logits: Tensor, threshold: float, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,11 +61,30 @@ def detect_image(
     Returns:
         `{"boxes": (D, 4), "scores": (D,), "labels": (D,)}`, D ≤ `detections_per_image`.
     """
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
-    for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
-        scores, index, labels = top_candidates(level_logits, score_threshold, topk_per_level)
-        boxes = decode_boxes(level_deltas[index].float(), level_anchors[index])
-        kept.append((clip_boxes(boxes, size), scores, labels))
-    boxes, scores, labels = (torch.cat(column) for column in zip(*kept, strict=True))
-    best = batched_nms(boxes, scores, labels, nms_iou)[:detections_per_image]
-    return {"boxes": boxes[best], "scores": scores[best], "labels": labels[best]}
+    found = pick_candidates(logits, score_threshold, topk_per_level)
+    chosen, every_anchor = torch.cat(list(deltas))[found.anchor], torch.cat(list(anchors))
+    return suppress(found, chosen, every_anchor, size, nms_iou, detections_per_image)
+
+
+def pick_candidates(logits: Sequence[Tensor], score_threshold: float, topk_per_level: int) -> Candidates:
+    """`top_candidates` of every level of one image, level after level, from logits `(R_l, K)`."""
+    picked, start = [], 0
+    for level in logits:
+        scores, index, labels = top_candidates(level, score_threshold, topk_per_level)
+        picked.append((scores, index + start, labels))
+        start += len(level)
+    return Candidates(*(torch.cat(column) for column in zip(*picked, strict=True)))
+
+
+def suppress(
+    candidates: Candidates,
+    deltas: Tensor,
+    anchors: Tensor,
+    size: tuple[int, int],
+    nms_iou: float,
+    detections_per_image: int,
+) -> dict[str, Tensor]:
+    """Detections, as `detect_image` gives them, from candidates, their deltas `(D, 4)` and all anchors `(R, 4)`."""
+    boxes = clip_boxes(decode_boxes(deltas.float(), anchors[candidates.anchor]), size)
+    best = batched_nms(boxes, candidates.scores, candidates.labels, nms_iou)[:detections_per_image]
+    return {"boxes": boxes[best], "scores": candidates.scores[best], "labels": candidates.labels[best]}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from focal_tutorial.backbone import norm_layer
+from focal_tutorial.windows import Windows, place_windows, run_windows
 
 
 def prior_bias(prior: float) -> float:
@@ -59,13 +60,29 @@ class Subnet(nn.Module):
         super().__init__()
         self.conv = subnet(in_channels, channels, depth, norm)
         self.predict = nn.Conv2d(channels if depth else in_channels, num_anchors * width, 3, padding=1)
-        self.width = width
+        self.num_anchors, self.width = num_anchors, width
+        self.is_local = norm is None  # without statistics over a level, an output depends on its neighbourhood alone
         nn.init.normal_(self.predict.weight, std=0.01)
         nn.init.constant_(self.predict.bias, bias)  # type: ignore[arg-type]
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Levels `[(N, C, H_l, W_l)]` → `(N, R, width)`, the same weights on every level."""
         return torch.cat([flatten_level(self.predict(self.conv(x)), self.width) for x in levels], dim=1)
+
+    def windows(
+        self, grids: Sequence[tuple[int, int]], images: int, image: Tensor, anchor: Tensor, group: Tensor
+    ) -> Windows | None:
+        """Where to compute for the anchors asked about, or `None`: everywhere. Arguments as in `place_windows`."""
+        if not self.is_local or len(anchor) == 0:
+            return None
+        return place_windows(grids, images, self.num_anchors, len(self.conv) + 1, image, anchor, group)
+
+    def at(self, levels: Sequence[Tensor], windows: Windows | None, image: Tensor, anchor: Tensor) -> Tensor:
+        """`forward(levels)[image, anchor]`, `(F, width)`, without computing the rest where `windows` are given."""
+        if windows is None:
+            return self(levels)[image, anchor]
+        convolutions = [block[0] for block in self.conv] + [self.predict]  # type: ignore[index]
+        return run_windows(levels, windows, convolutions, self.width)
 
 
 class RetinaNetHead(nn.Module):

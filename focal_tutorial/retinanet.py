@@ -13,11 +13,12 @@ from torchvision.ops import FrozenBatchNorm2d
 from focal_tutorial.anchors import AnchorGenerator
 from focal_tutorial.backbone import Backbone, FeaturePyramid, TinyBody, resnet_body
 from focal_tutorial.criterion import Criterion
-from focal_tutorial.detections import detect_image
+from focal_tutorial.detections import Candidates, pick_candidates, suppress
 from focal_tutorial.heads import RetinaNetHead
 from focal_tutorial.options import TORCHVISION, Options
 from focal_tutorial.preprocess import Preprocess, Size, Target, check_targets
 from focal_tutorial.weights import Weights, fill, read_weights
+from focal_tutorial.windows import tiles
 
 
 class RetinaNet(nn.Module):
@@ -79,6 +80,18 @@ class RetinaNet(nn.Module):
         """Prepared images `(N, 3, H, W)` → class logits `(N, R, K)`, box deltas `(N, R, 4)`: all that has weights."""
         return self.head(self.backbone(batch))
 
+    def scores(self, batch: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Prepared images `(N, 3, H, W)` → pyramid levels `[(N, C, H_l, W_l)]`, class logits `(N, R, K)`."""
+        levels = self.backbone(batch)
+        return levels, self.head.classification(levels)
+
+    def compile_network(self) -> None:
+        """`torch.compile` of what has weights and fixed shapes; matching, losses and windows follow the boxes."""
+        if self.head.regression.is_local:
+            self.scores = torch.compile(self.scores)  # type: ignore[method-assign]
+        else:
+            self.network = torch.compile(self.network)  # type: ignore[method-assign]
+
     def forward(
         self, images: Tensor | Sequence[Tensor], targets: Sequence[Target] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
@@ -86,11 +99,42 @@ class RetinaNet(nn.Module):
         if self.training:
             check_targets(targets, len(images), self.num_classes)
         batch, sizes, original_sizes, moved = self.preprocess(images, targets if self.training else None)
-        logits, deltas = self.network(batch)
-        anchors = self.anchors((batch.shape[-2], batch.shape[-1]), batch.device)  # L × (R_l, 4)
-        if moved is not None:
-            return self.criterion(logits, deltas, torch.cat(anchors), moved)
-        return self.detect(logits, deltas, anchors, sizes, original_sizes)
+        size = (batch.shape[-2], batch.shape[-1])
+        anchors = self.anchors(size, batch.device)  # L × (R_l, 4)
+        if moved is None:
+            return self._detections(batch, anchors, sizes, original_sizes)
+        # Matching comes first: a GPU's queue is empty then, and the program has to wait for what it finds.
+        assignment = self.criterion.assign(torch.cat(anchors), moved)
+        image, anchor, subnet = assignment.image, assignment.anchor, self.head.regression
+        if subnet.is_local:
+            windows = subnet.windows(self.anchors.grid_sizes(size), len(batch), image, anchor, assignment.box)
+            levels, logits = self.scores(batch)
+            deltas = subnet.at(levels, windows, image, anchor)  # (F, 4)
+        else:
+            logits, everywhere = self.network(batch)
+            deltas = everywhere[image, anchor]
+        return self.criterion.losses(logits, deltas, torch.cat(anchors), moved, assignment)
+
+    @torch.no_grad()
+    def _detections(
+        self, batch: Tensor, anchors: list[Tensor], sizes: Sequence[Size], original_sizes: Sequence[Size]
+    ) -> list[dict[str, Tensor]]:
+        """What `detect` finds, with the box subnet computed around the best-scored anchors alone where that pays."""
+        subnet, size = self.head.regression, (batch.shape[-2], batch.shape[-1])
+        if not subnet.is_local:
+            return self.detect(*self.network(batch), anchors, sizes, original_sizes)
+        levels, logits = self.scores(batch)
+        picked = self._pick(logits, anchors)
+        counts = [len(candidates.scores) for candidates in picked]
+        image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(batch.device)  # (D,)
+        anchor = torch.cat([candidates.anchor for candidates in picked])  # (D,)
+        deltas = logits.new_zeros(0, 4)
+        if len(anchor):
+            grids = self.anchors.grid_sizes(size)
+            group = tiles(grids, self.anchors.num_anchors, anchor)
+            windows = subnet.windows(grids, len(batch), image, anchor, group)
+            deltas = subnet.at(levels, windows, image, anchor)  # (D, 4)
+        return self._finish(picked, deltas.split(counts), anchors, sizes, original_sizes)
 
     @torch.no_grad()
     def detect(
@@ -102,13 +146,28 @@ class RetinaNet(nn.Module):
         original_sizes: Sequence[Size],
     ) -> list[dict[str, Tensor]]:
         """Detections of every image, from logits `(N, R, K)` and deltas `(N, R, 4)`, in its original pixels."""
+        picked = self._pick(logits, anchors)
+        chosen = [deltas[n, candidates.anchor] for n, candidates in enumerate(picked)]
+        return self._finish(picked, chosen, anchors, sizes, original_sizes)
+
+    def _pick(self, logits: Tensor, anchors: list[Tensor]) -> list[Candidates]:
         per_level = [len(a) for a in anchors]
-        limits = self.options.pick("score_threshold", "topk_per_level", "nms_iou", "detections_per_image")
-        found = []
-        for image, (size, original) in enumerate(zip(sizes, original_sizes, strict=True)):
-            detections = detect_image(
-                logits[image].split(per_level), deltas[image].split(per_level), anchors, size, **limits
-            )
+        limits = self.options.pick("score_threshold", "topk_per_level")
+        return [pick_candidates(image.split(per_level), **limits) for image in logits]
+
+    def _finish(
+        self,
+        picked: list[Candidates],
+        deltas: Sequence[Tensor],
+        anchors: list[Tensor],
+        sizes: Sequence[Size],
+        original_sizes: Sequence[Size],
+    ) -> list[dict[str, Tensor]]:
+        """Suppress the candidates of every image, given their deltas, and go back to its original pixels."""
+        limits = self.options.pick("nms_iou", "detections_per_image")
+        every_anchor, found = torch.cat(anchors), []
+        for candidates, d, size, original in zip(picked, deltas, sizes, original_sizes, strict=True):
+            detections = suppress(candidates, d, every_anchor, size, **limits)
             back = detections["boxes"].new_tensor([original[1] / size[1], original[0] / size[0]] * 2)
             found.append({**detections, "boxes": detections["boxes"] * back})
         return found

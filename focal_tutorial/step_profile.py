@@ -144,7 +144,8 @@ def profile_step(
     """Milliseconds of each part of a training step, measured in the model's own modules while it trains.
 
     "data" is the wait for the next batch and its copy to the device; "preprocess" checks, normalises and resizes;
-    "matching" includes the anchors (made once for a size, then kept), "losses" is the rest of the criterion.
+    "matching" includes the anchors (made once for a size, then kept) and where the box subnet is to compute, "losses"
+    is the rest of the criterion.
     Gradient clipping and averaged weights are not part of this step.
 
     Args:
@@ -158,7 +159,7 @@ def profile_step(
     Raises:
         ValueError: for a compiled model, whose parts have been merged, or one on another device.
     """
-    if "network" in vars(model):
+    if {"network", "scores"} & vars(model).keys():
         raise ValueError("model: its network is compiled into one piece; profile it before torch.compile")
     device = next(model.parameters()).device
     clock = StepClock(device)
@@ -176,8 +177,11 @@ def profile_step(
             clock.mark("data")
             with _marks_inside(model, clock.mark):
                 training_step(model, optimizer, images, targets, amp=amp, mark=clock.mark)
+            found = dict.fromkeys(PARTS, 0.0)
             for name, milliseconds in clock.stop():
-                parts[name].append(milliseconds)
+                found[name] += milliseconds
+            for name, total in found.items():
+                parts[name].append(total)
         else:
             training_step(model, optimizer, images, targets, amp=amp)
             clock.mark("whole")
@@ -197,28 +201,38 @@ def to_device(images: Tensor | list[Tensor], device: torch.device, channels_last
 @contextlib.contextmanager
 def _marks_inside(model: RetinaNet, mark: Mark) -> Iterator[None]:
     """Within it, each module of the forward pass marks its end."""
-    modules = {
-        "preprocess": model.preprocess,
-        "backbone": model.backbone.body,
-        "pyramid": model.backbone.fpn,
-        "heads": model.head,
-        "losses": model.criterion,
-    }
-    handles = [module.register_forward_hook(lambda *ignored, name=name: mark(name)) for name, module in modules.items()]
-    match = model.criterion.match
-
-    def marked_match(*arguments: Any) -> Any:
-        found = match(*arguments)
-        mark("matching")
-        return found
-
-    model.criterion.match = marked_match  # type: ignore[method-assign,assignment]
+    modules = [
+        (model.preprocess, "preprocess"),
+        (model.backbone.body, "backbone"),
+        (model.backbone.fpn, "pyramid"),
+        (model.head.classification, "heads"),
+        (model.head.regression, "heads"),
+    ]
+    handles = [module.register_forward_hook(lambda *ignored, name=name: mark(name)) for module, name in modules]
+    methods: list[tuple[Any, str, str]] = [
+        (model.criterion, "assign", "matching"),
+        (model.head.regression, "windows", "matching"),
+        (model.head.regression, "at", "heads"),
+        (model.criterion, "losses", "losses"),
+    ]
+    for owner, method, name in methods:
+        setattr(owner, method, _marked(getattr(owner, method), name, mark))
     try:
         yield
     finally:
-        model.criterion.match = match  # type: ignore[method-assign]
+        for owner, method, _ in methods:
+            delattr(owner, method)  # the class's own is seen again
         for handle in handles:
             handle.remove()
+
+
+def _marked(function: Callable[..., Any], name: str, mark: Mark) -> Callable[..., Any]:
+    def marked(*arguments: Any) -> Any:
+        found = function(*arguments)
+        mark(name)
+        return found
+
+    return marked
 
 
 def _is_channels_last(model: RetinaNet) -> bool:

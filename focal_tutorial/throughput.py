@@ -143,7 +143,7 @@ def measure_training(
             images, targets = random_batch(size, batch, num_classes, objects=objects, seed=seed)
             images = to_device(images, target_device, channels_last)  # type: ignore[assignment]
             if compile:
-                model.network = torch.compile(model.network)  # type: ignore[method-assign]
+                model.compile_network()
 
             def step() -> None:
                 training_step(model, optimizer, images, targets, amp=amp)

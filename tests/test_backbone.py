@@ -1,11 +1,13 @@
 import pytest
 import torch
+import torchvision
 from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from focal_tutorial.backbone import FeaturePyramid, FrozenNorm, TinyBody, norm_layer, resnet_body
+from focal_tutorial.backbone import FeaturePyramid, FoldedConv2d, FrozenNorm, TinyBody, norm_layer, resnet_body
 from focal_tutorial.errors import InputError
 
 
@@ -96,3 +98,27 @@ def test_backbone_weights_without_a_network_say_what_to_do(monkeypatch: pytest.M
     monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
     with pytest.raises(InputError, match="Without a network"):
         resnet_body("resnet18", weights="IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_folded_norm_changes_nothing(name: str) -> None:
+    torch.manual_seed(0)
+    body = resnet_body(name, norm="frozen")
+    for module in body.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 2)
+            module.weight.uniform_(0.5, 1.5), module.bias.normal_(0, 0.1)
+    folded = [module for module in body.modules() if isinstance(module, nn.Conv2d)]
+    assert all(isinstance(module, FoldedConv2d) for module in folded)
+    plain = getattr(torchvision.models, name)(norm_layer=FrozenBatchNorm2d)
+    plain = IntermediateLayerGetter(plain, {"layer2": "C3", "layer3": "C4", "layer4": "C5"})
+    plain.load_state_dict(body.state_dict())  # every name is still there
+    x = torch.randn(2, 3, 128, 160, dtype=torch.double)
+    ours, theirs = body.double()(x), plain.double()(x)
+    for level, wanted in theirs.items():
+        torch.testing.assert_close(ours[level], wanted)
+    ours["C5"].sum().backward(), theirs["C5"].sum().backward()
+    gradients = dict(body.named_parameters())
+    for key, parameter in plain.named_parameters():
+        if not key.startswith("bn") and ".bn" not in key:
+            torch.testing.assert_close(gradients[key].grad, parameter.grad)

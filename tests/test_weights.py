@@ -84,7 +84,8 @@ def test_both_losses_and_their_gradients(
         grads.append((losses, model.backbone.fpn.inner_blocks[0][0].weight.grad))
     for name in ("classification", "bbox_regression"):
         torch.testing.assert_close(grads[1][0][name], grads[0][0][name], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(grads[1][1], grads[0][1], rtol=2e-3, atol=1e-4 * float(grads[0][1].abs().max()))
+    # 2e-3: a ReLU that one float32 program opens and another does not; both are that far from float64's gradient
+    torch.testing.assert_close(grads[1][1], grads[0][1], rtol=2e-3, atol=2e-3 * float(grads[0][1].abs().max()))
     theirs.load_state_dict(state)  # training mode moved the batch norm statistics
     ours.load_state_dict(retinanet_resnet50_fpn(weights=state, **RESIZE).state_dict())
 
