@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,36 +112,42 @@ def patched(place: Any, name: str, value: Any) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------- the hand that kills
-def run(folder: Path, words: Sequence[str], delay: float | None, url: str = "", digest: str = "") -> dict[str, Any]:
-    """Start a command and kill it `delay` seconds after it has begun to work; None lets it finish."""
+def run(
+    folder: Path,
+    words: Sequence[str],
+    delay: float | None,
+    *,
+    phase: str | None = None,
+    url: str = "",
+    digest: str = "",
+) -> dict[str, Any]:
+    """Start a command and kill it `delay` seconds after it has begun to work, or has come to `phase`.
+
+    Without a delay it is left to finish. "durations" are the seconds of each phase, as seen from here.
+    """
     path = folder / "board"
     path.unlink(missing_ok=True)
     board = Board(path)
     command = [sys.executable, __file__, str(path), url, digest, *words]
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")} | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while board.read()[0] == "import" and process.poll() is None:
-        time.sleep(0.002)
-    start = time.perf_counter()
-    set_up = 0.0
-    while process.poll() is None and (delay is None or time.perf_counter() - start < delay):
-        if board.read()[0] == "set-up":
-            set_up = time.perf_counter() - start
+    begun, before, durations = None, time.perf_counter(), Counter()
+    while process.poll() is None:
         time.sleep(0.0005)
-    if delay is not None and process.poll() is None:
-        os.kill(process.pid, signal.SIGKILL)
+        now, at = time.perf_counter(), board.read()[0]
+        durations[at] += now - before
+        before = now
+        if begun is None and at != "import" and phase in (None, at):
+            begun = now
+        if delay is not None and begun is not None and now - begun >= delay:
+            os.kill(process.pid, signal.SIGKILL)
+            break
     _, errors = process.communicate(timeout=600)
-    phase, steps = board.read()
+    at, steps = board.read()
     killed = process.returncode == -signal.SIGKILL
     if not killed and process.returncode != 0:
         raise AssertionError(f"the command ended with {process.returncode}: {errors[-2000:]}")
-    return {
-        "killed": killed,
-        "phase": phase,
-        "steps": steps,
-        "seconds": round(time.perf_counter() - start, 3),
-        "set_up": round(set_up, 3),
-    }
+    return {"killed": killed, "phase": at, "steps": steps, "durations": {k: round(v, 3) for k, v in durations.items()}}
 
 
 def must(condition: object, what: str) -> None:

@@ -33,21 +33,27 @@ TRAINING = """train --seed 0 --steps {steps} --batch-size 1 --warmup-steps 2 --l
  --option channels=16 --option head_depth=1"""
 
 
+FETCHING = ("download", "read archive", "digest", "unpack", "convert")
+
+
 # ---------------------------------------------------------------- a training
 def drill_training(folder: Path, kills: int, draw: random.Random, steps: int, window: float) -> dict[str, Any]:
     """Kill a training `kills` times, while it is set up or up to `window` seconds later; let it end, and compare."""
     words = [TRAINING.format(steps=steps, out=folder / name).split() for name in ("whole", "killed")]
     whole = run(folder, words[0], None)
+    set_up = whole["durations"].get("set-up", 0.0)
     records: list[dict[str, Any]] = []
     saved = 0
     while len(records) < kills:
-        record = run(folder, words[1], draw.uniform(0, whole["set_up"] + window))
+        longest = set_up + (window if records else 0)  # the first before there is a checkpoint
+        record = run(folder, words[1], draw.uniform(0, longest))
         must(record["killed"], f"the training ended before kill {len(records) + 1}: more steps are needed")
         left = look_at_run(folder / "killed")
         must(left["saved"] >= saved, f"the checkpoint went back from step {saved} to {left['saved']}")
         saved = left["saved"]
+        record.pop("durations")
         records.append({**record, **left, "lost": max(record["steps"] - saved, 0)})
-    last = run(folder, words[1], None)
+    run(folder, words[1], None)
     differences = compare_runs(folder / "whole", folder / "killed")
     phases = Counter(record["phase"] for record in records)
     return {
@@ -61,12 +67,11 @@ def drill_training(folder: Path, kills: int, draw: random.Random, steps: int, wi
         "steps_killed": saved,
         "most_steps_lost": max(record["lost"] for record in records),
         "differences": len(differences),
-        "seconds_undisturbed": whole["seconds"],
+        "seconds_undisturbed": round(sum(whole["durations"].values()), 1),
         "phases": {phase: phases[phase] for phase in PHASES if phases[phase]},
         "records": records,
         "different": differences,
         "half_files_at_the_end": len(list((folder / "killed").glob(".*"))),
-        "seconds_of_the_last_part": last["seconds"],
     }
 
 
@@ -125,16 +130,20 @@ def drill_download(folder: Path, kills: int, draw: random.Random, body: bytes, s
     digest = bccd.digest_files(bccd._select(bccd.read_zip(archive)))
     records: list[dict[str, Any]] = []
     finished, roots = 0, [folder / "root-0"]
-    whole = run(folder, ["data", "bccd", "--root", str(folder / "whole")], None, server.url, digest)
+    served = {"url": server.url, "digest": digest}
+    whole = run(folder, ["data", "bccd", "--root", str(folder / "whole")], None, **served)
     reference = contents(folder / "whole" / "bccd")
     must(look_at_root(folder / "whole", body, reference), "an undisturbed download is not whole")
     while len(records) < kills or not look_at_root(roots[-1], body, reference):
-        delay = draw.uniform(0, whole["seconds"]) if len(records) < kills else None
-        record = run(folder, ["data", "bccd", "--root", str(roots[-1])], delay, server.url, digest)
+        # The phase is drawn first, so that the short ones have their turn, and then the moment in it.
+        phase = draw.choice(FETCHING) if len(records) < kills else None
+        delay = draw.uniform(0, whole["durations"].get(phase, 0.0)) if phase else None
+        record = run(folder, ["data", "bccd", "--root", str(roots[-1])], delay, phase=phase, **served)
         complete = look_at_root(roots[-1], body, reference)
+        record.pop("durations")
         if record["killed"]:
             half = [p.name for p in roots[-1].glob(".bccd*")] if roots[-1].exists() else []
-            records.append({**record, "complete": complete, "half_folders": len(half)})
+            records.append({**record, "drawn": phase, "complete": complete, "half_folders": len(half)})
             continue
         must(complete, f"{roots[-1].name}: the command ended well, and the data set is not whole")
         left = {path.name for path in roots[-1].iterdir()}
@@ -152,7 +161,7 @@ def drill_download(folder: Path, kills: int, draw: random.Random, body: bytes, s
         "half_folders_left": sum(record["half_folders"] > 0 for record in records),
         "complete_when_killed": sum(record["complete"] for record in records),
         "megabytes": round(len(body) / 1e6, 1),
-        "seconds_undisturbed": whole["seconds"],
+        "seconds_undisturbed": round(sum(whole["durations"].values()), 1),
         "phases": {phase: phases[phase] for phase in PHASES if phases[phase]},
         "records": records,
     }

@@ -37,9 +37,9 @@ class StopRequest:
     def meet_deaths_between_steps(self) -> None:
         """From now on, a loader's process that dies is found when the next batch is asked for, between two steps.
 
-        torch raises from its handler of SIGCHLD, wherever the program is. To be called after the loader has started its
-        processes, for then torch has set that handler. It gives way to one that does nothing. (None would not do:
-        where both have come when Python looks, it calls the handler of SIGTERM and complains that the other has none.)
+        torch raises from its handler of SIGCHLD, wherever the program is. To be called once the first batch has come:
+        then torch has set that handler. It gives way to one that does nothing. (None would not do: where both signals
+        have come when Python looks, it calls the handler of SIGTERM and complains that the other has none.)
         """
         number = getattr(signal, "SIGCHLD", None)  # not on Windows
         if self._before and number is not None and number not in self._before:

@@ -182,8 +182,6 @@ class Run:
         done = self.step - epoch * self.steps_per_epoch
         self.loader.set_epoch(epoch, done * self.config.accumulate)
         batches = iter(self.loader)
-        if self.config.workers:
-            stop.meet_deaths_between_steps()
         for _ in range(min(self.steps_per_epoch - done, self.total_steps - self.step)):
             try:
                 step = self._take(batches)
@@ -191,6 +189,8 @@ class Run:
                 if "DataLoader worker" in str(error) and world_size() == 1:  # the others would wait for this process
                     self._save_after_a_death(stop)
                 raise
+            if self.config.workers:
+                stop.meet_deaths_between_steps()
             yield step
 
     def _take(self, batches: Iterator[Batch]) -> list[Batch]:
