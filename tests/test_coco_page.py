@@ -28,7 +28,7 @@ OTHERS = ("mkdir", "cd", "wget", "unzip", "ls", "python")
 def commands(page: str = PAGE) -> list[list[str]]:
     """The words of every command in a ```bash block."""
     blocks = re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = re.split(r"\n(?=[\w./-]+[ =\n])", "\n".join(blocks).replace("\\\n", " "))  # quoted text may have lines too
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
@@ -127,8 +127,8 @@ def cells(text: str) -> list[list[str]]:
 
 def test_table_of_recipes(tables: ModuleType) -> None:
     rows = cells(tables.recipes())[2:]
-    assert rows[0] == ["1", "2 × 8", "16", "0.01", "90,000", "60,000, 80,000"]
-    assert rows[-1] == ["64", "2", "128", "0.08", "11,250", "7,500, 10,000"]
+    assert rows[0] == ["1", "2 × 8", "16", "0.01", "90,000", "60k, 80k"]
+    assert rows[-1] == ["64", "2", "128", "0.08", "11,250", "7.5k, 10k"]
 
 
 def test_table_of_hours_without_and_with_a_gpu(tables: ModuleType, tmp_path: Path) -> None:
@@ -155,3 +155,20 @@ def test_the_example_is_the_arithmetic_of_the_measured_file(tables: ModuleType) 
     assert full == pytest.approx(speed * height * width / (800 * 1344))
     days = coco_cost(full)["hours"] / 24
     assert f"{days:.0f} days" in tables.example(ROOT) and f"{speed:.1f} images" in tables.example(ROOT)
+
+
+def test_table_of_scaling(tables: ModuleType, tmp_path: Path) -> None:
+    """Nothing where nothing was measured; else a row for each model and number of processes."""
+    results = tmp_path / "book" / "results"
+    results.mkdir(parents=True)
+    assert tables.scaling(tmp_path) == "No machine has been measured yet."
+    way = {"efficiency": {"mean": 0.912, "sd": 0.011}}
+    ways = {"gradient_mib": {"mean": 135.6}, **{f"{name}_{n}": way for name in ("beside", "together") for n in (2, 4)}}
+    result = {
+        "summary": {"resnet50_b8": ways}, "config": {"processes": [1, 2, 4], "backend": "nccl"},
+        "runs": [{}] * 3, "provenance": {"device": "A GPU"},
+    }  # fmt: skip
+    (results / "scaling_cuda.json").write_text(json.dumps(result))
+    assert cells(tables.scaling(tmp_path))[2:] == [
+        ["resnet50 b8", str(n), "136", "0.91 ± 0.01", "0.91 ± 0.01"] for n in (2, 4)
+    ]

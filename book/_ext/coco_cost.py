@@ -2,6 +2,8 @@
 
     ```{coco-recipes}     learning rate, steps and drops of the paper's recipe at other batches
     ```
+    ```{coco-scaling}     what several processes keep of their speed, where benchmarks/scaling.py has measured it
+    ```
     ```{coco-example}     the arithmetic once, with the fastest ResNet-50 that was measured on a CPU
     ```
     ```{coco-hours}       hours on 1, 8 and 64 devices by the images a second of one, those measured first
@@ -50,11 +52,31 @@ def recipes() -> str:
     rows = []
     for gpus, batch, accumulate in RECIPES:
         recipe = scaled_recipe(gpus * batch * accumulate)
-        first, second = recipe.drops
         each = f"{batch}" if accumulate == 1 else f"{batch} × {accumulate}"
-        step = str(recipe.images_per_step)
-        rows.append([str(gpus), each, step, f"{recipe.lr:g}", f"{recipe.steps:,}", f"{first:,}, {second:,}"])
-    return table(["GPUs", "images each", "a step", "`--lr`", "`--steps`", "falls at"], rows)
+        drops = ", ".join(f"{drop / 1000:g}k" for drop in recipe.drops)
+        rows.append([str(gpus), each, f"{recipe.images_per_step}", f"{recipe.lr:g}", f"{recipe.steps:,}", drops])
+    return table(["GPUs", "images each", "a step", "rate", "steps", "falls at"], rows)
+
+
+def scaling(root: Path) -> str:
+    """The text of `{coco-scaling}`: an efficiency of each kind for every model and number of processes."""
+    parts = []
+    for name in ("scaling_cpu", "scaling_cuda"):
+        result = read(root, name)
+        if result is None:
+            continue
+        rows = []
+        for model, ways in result["summary"].items():
+            for count in result["config"]["processes"][1:]:
+                pair = [ways[f"{way}_{count}"]["efficiency"] for way in ("beside", "together")]
+                mib = f"{ways['gradient_mib']['mean']:.0f}"
+                rows.append(
+                    [model.replace("_", " "), str(count), mib, *(f"{e['mean']:.2f} ± {e['sd']:.2f}" for e in pair)]
+                )
+        device, runs = result["provenance"]["device"].split(",")[0], len(result["runs"])
+        told = f"On {device} ({result['config']['backend']}, {runs} repetitions, mean ± standard deviation):"
+        parts.append(f"{told}\n\n" + table(["model", "processes", "MiB", "beside", "together"], rows))
+    return "\n\n".join(parts) or "No machine has been measured yet."
 
 
 def read(root: Path, name: str) -> dict[str, Any] | None:
@@ -130,9 +152,14 @@ class CocoDirective(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         root = Path(self.env.app.srcdir)
-        for name in ("throughput_cpu", "throughput_gpu"):
+        for name in ("throughput_cpu", "throughput_gpu", "scaling_cpu", "scaling_cuda"):
             self.env.note_dependency(str(root / "book" / "results" / f"{name}.json"))
-        texts = {"coco-recipes": recipes, "coco-example": lambda: example(root), "coco-hours": lambda: hours(root)}
+        texts = {
+            "coco-recipes": recipes,
+            "coco-scaling": lambda: scaling(root),
+            "coco-example": lambda: example(root),
+            "coco-hours": lambda: hours(root),
+        }
         node = nodes.container(classes=[self.name])
         lines = texts[self.name]().split("\n")
         self.state.nested_parse(StringList(lines, self.env.docname), self.content_offset, node)
@@ -140,6 +167,6 @@ class CocoDirective(SphinxDirective):
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    for name in ("coco-recipes", "coco-example", "coco-hours"):
+    for name in ("coco-recipes", "coco-scaling", "coco-example", "coco-hours"):
         app.add_directive(name, CocoDirective)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
