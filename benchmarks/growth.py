@@ -243,7 +243,7 @@ def times(curves: dict[str, Curve], device: str, seeds: int) -> Points:
                 spent: list[float] = []
                 while not spent or (sum(spent) < 0.2 and len(spent) < 5):
                     spent.append(timed(call, device))
-                found[name][str(x)].append({"ms": 1000 * min(spent)})
+                found[name][str(x)].append({"ms": round(1000 * min(spent), 4)})
     return found
 
 
@@ -295,7 +295,7 @@ def peak(call: Call, small: Call, device: str) -> float | None:
     with os.fdopen(reader) as answer:
         text = answer.read()
     os.waitpid(child, 0)
-    return float(text)
+    return round(float(text), 3)
 
 
 def resident(name: str) -> int:
@@ -351,15 +351,25 @@ def call_self(arguments: list[str], **variables: str) -> Any:
 
 
 def measure(part: str, device: str, seeds: int, smoke: bool) -> Points:
-    """Every point of one part."""
-    shared = ["--device", device, "--seeds", str(seeds), *(["--smoke"] if smoke else [])]
-    found: Points = call_self(["--times", part, *shared])
+    """Every point of one part; in the smoke run within this process, as nobody reads its numbers."""
+    if smoke:
+        curves = parts(smoke)[part]
+        return together(times(curves, device, seeds), memories(curves, device, seeds))
+    shared = ["--device", device, "--seeds", str(seeds)]
+    ms: Points = call_self(["--times", part, *shared])
     # glibc must give freed memory back at once, or the next allocation's peak does not show
     mib: Points = call_self(["--memory", part, *shared], MALLOC_MMAP_THRESHOLD_="100000", MALLOC_TRIM_THRESHOLD_="0")
-    for name, points in mib.items():
-        for x, cells in points.items():
-            found[name][x] = [{**a, **b} for a, b in zip(found[name][x], cells, strict=True)]
-    return found
+    return together(ms, mib)
+
+
+def together(ms: Points, mib: Points) -> Points:
+    return {
+        name: {
+            x: [{**a, **b} for a, b in zip(cells, mib[name][x] if name in mib else [{}] * len(cells), strict=True)]
+            for x, cells in points.items()
+        }
+        for name, points in ms.items()
+    }
 
 
 def print_curve(part: str, name: str, curve: dict[str, Any]) -> None:
@@ -389,6 +399,8 @@ def save(part: str, points: Points, seconds: float, device: str, seeds: int, fol
         "batch_when_loading": BATCH, "images_loaded": IMAGES, "cores": os.cpu_count(),
     }  # fmt: skip
     curves = {p: {curve: as_curve(cells) for curve, cells in found.items()} for p, found in done.items()}
+    for curve in curves.get("loading", {}).values():
+        curve["images_per_second"] = [1000 * IMAGES / ms for ms in curve["ms"]["median"]]
     return save_result(
         name,
         {"config": config, "runs": runs, "curves": curves, "seconds": spent},
