@@ -6,6 +6,8 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+from torch import Tensor
+
 
 def is_count(value: Any, low: int = 1) -> bool:
     """Whether `value` is a whole number of at least `low` that 64 bits hold."""
@@ -25,3 +27,8 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
 def is_positive(value: Any) -> bool:
     """Whether `value` is a number above 0 that a float holds."""
     return is_number(value) and value > 0
+
+
+def describe(value: Any) -> str:
+    """What a message says it got: dtype and shape of a tensor, the type of anything else."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -90,7 +90,8 @@ class AnchorGenerator:
         self.ratios, self.scales = tuple(ratios), tuple(scales)
         self.centre, self.torchvision_compat = centre, torchvision_compat
         for size in self.sizes:
-            sides = self._cell(size)[:, 2:] - self._cell(size)[:, :2]
+            with torch.device("cpu"):  # a model may be built on "meta", where no number can be looked at
+                sides = self._cell(size)[:, 2:] - self._cell(size)[:, :2]
             if not (sides.isfinite() & (sides > 0)).all():
                 raise ValueError(f"sizes, ratios, scales: at size {size:g} some anchor would have no finite area")
         self._cache: dict[object, list[Tensor]] = {}

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ._numbers import is_number
+
 
 def _parts(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What value and derivatives share. `wrong` is the share of the target that contradicts the sign of x."""
@@ -120,5 +122,5 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def check_gamma(gamma: float) -> None:
-    if isinstance(gamma, Tensor) or not 0 <= gamma < float("inf"):
-        raise ValueError(f"gamma must be a finite number >= 0, got {gamma}")
+    if isinstance(gamma, Tensor) or not is_number(gamma, 0):
+        raise ValueError(f"gamma must be a finite number >= 0, got {gamma!r}")

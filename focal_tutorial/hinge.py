@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._loss_checks import check_common
+from ._numbers import is_positive
 from .losses import _balance, _dense_targets, _reduce
 
 __all__ = ["hinge_loss"]
@@ -33,9 +34,9 @@ def hinge_loss(
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype or range.
     """
-    if not 0 < margin <= 1:
-        raise ValueError(f"margin must lie in (0, 1], got {margin}")
-    check_common(inputs, targets, alpha, reduction, normalizer)
+    if not is_positive(margin) or margin > 1:
+        raise ValueError(f"margin must lie in (0, 1], got {margin!r}")
+    targets = check_common(inputs, targets, alpha, reduction, normalizer)
     x, t = _dense_targets(inputs, targets)
     positive = (margin - torch.sigmoid(x)).clamp(min=0)
     negative = (margin - torch.sigmoid(-x)).clamp(min=0)

@@ -15,6 +15,7 @@ from torch.autograd import Function
 
 from . import fused
 from ._loss_checks import check_common, check_reduction, check_softmax
+from ._numbers import describe, is_number, is_positive
 from .focal_term import (
     _Focal,
     at_least_float32,
@@ -75,7 +76,7 @@ def sigmoid_focal_loss(
             on the CPU; on other devices, where looking would stall the stream, they make the loss NaN.
     """
     check_gamma(gamma)
-    check_common(inputs, targets, alpha, reduction, normalizer)
+    targets = check_common(inputs, targets, alpha, reduction, normalizer)
     learned = targets.requires_grad or (isinstance(alpha, Tensor) and alpha.requires_grad)
     if not learned and not _transformed(inputs, targets) and fused.is_fused(inputs):
         loss = fused.fused_focal_loss(inputs, targets, alpha, gamma, reduce=reduction != "none")
@@ -115,9 +116,11 @@ def focal_loss_star(
     gamma must be > 0, beta is any number; a soft target t means the expectation t FL*(x) + (1 - t) FL*(-x).
     Other arguments as in :func:`sigmoid_focal_loss`.
     """
-    if not gamma > 0 or gamma == float("inf"):
-        raise ValueError(f"gamma must be a finite number > 0, got {gamma}")
-    check_common(inputs, targets, alpha, reduction, normalizer)
+    if not is_positive(gamma):
+        raise ValueError(f"gamma must be a finite number > 0, got {gamma!r}")
+    if not is_number(beta):
+        raise ValueError(f"beta must be a finite number, got {beta!r}")
+    targets = check_common(inputs, targets, alpha, reduction, normalizer)
     x, t = _dense_targets(inputs, targets)
     positive = focal_term(beta + gamma * x, 0.0) / gamma  # gamma = 0: -log sigmoid, exactly
     negative = focal_term(beta - gamma * x, 0.0) / gamma
@@ -153,6 +156,9 @@ def softmax_focal_loss(
     check_gamma(gamma)
     check_reduction(reduction)
     dim = check_softmax(inputs, targets, alpha)
+    if not is_number(ignore_index) or ignore_index != int(ignore_index):
+        raise ValueError(f"ignore_index must be a whole number, got {ignore_index!r}")
+    targets = targets.long()
     kept = targets != ignore_index
     index = torch.where(kept, targets, 0).unsqueeze(dim)
     if inputs.device.type == "cpu" and bool(((index < 0) | (index >= inputs.shape[dim])).any()):
@@ -175,8 +181,11 @@ def smooth_l1(inputs: Tensor, targets: Tensor, beta: float = 1 / 9, reduction: s
     precision is computed in float32.
     """
     check_reduction(reduction)
-    if not beta >= 0:
-        raise ValueError(f"beta must be a number >= 0, got {beta}")
+    if not is_number(beta, 0):
+        raise ValueError(f"beta must be a finite number >= 0, got {beta!r}")
+    for name, tensor in (("inputs", inputs), ("targets", targets)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a floating point tensor, got {describe(tensor)}")
     if inputs.shape != targets.shape:
         raise ValueError(f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} must have one shape")
     loss = F.smooth_l1_loss(at_least_float32(inputs), at_least_float32(targets), beta=beta, reduction=reduction)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from focal_tutorial._numbers import is_number, is_positive
 from focal_tutorial.losses import BACKGROUND, IGNORE
 
 __all__ = ["BACKGROUND", "IGNORE", "match_anchors", "match_iou", "pairwise_iou"]
@@ -38,7 +39,7 @@ def match_anchors(
 ) -> Tensor:
     """For each anchor the index of its box, or `BACKGROUND` (−1), or `IGNORE` (−2).
 
-    An anchor takes the box it overlaps most: foreground at IoU ≥ `foreground_iou`, background below
+    An anchor takes the box it overlaps most: foreground at IoU ≥ `foreground_iou` > 0, background below
     `background_iou`, ignored between the two (RetinaNet paper §4). A box whose best anchor does not reach
     `foreground_iou` has none, unless `low_quality_iou` is given.
 
@@ -55,14 +56,17 @@ def match_anchors(
         `(R,)` int64.
 
     Raises:
-        ValueError: on a wrong shape or thresholds out of order.
+        ValueError, TypeError: on a wrong shape or dtype, or thresholds out of order.
     """
-    if anchors.ndim != 2 or boxes.ndim != 2 or anchors.shape[1] != 4 or boxes.shape[1] != 4:
-        raise ValueError(f"anchors (R, 4) and boxes (M, 4) wanted, got {tuple(anchors.shape)} and {tuple(boxes.shape)}")
-    _check_thresholds(foreground_iou, background_iou)
+    _check(foreground_iou, background_iou, low_quality_iou, anchors=anchors, boxes=boxes)
+    anchors = anchors.to(torch.promote_types(anchors.dtype, torch.float32))  # an area of 256² overflows float16
+    boxes = boxes.to(anchors.dtype)
     usable = boxes.isfinite().all(dim=1, keepdim=True)  # (M, 1): a NaN would win every `max`, and hide other boxes
-    boxes = torch.where(usable, boxes, 0).to(anchors.dtype)
-    blocks = (pairwise_iou(boxes[start : start + CHUNK], anchors) for start in range(0, len(boxes), CHUNK))
+    boxes = torch.where(usable, boxes, 0)
+    blocks = (
+        pairwise_iou(boxes[start : start + CHUNK], anchors)
+        for start in range(0, len(boxes) if len(anchors) else 0, CHUNK)
+    )
     return _match(blocks, anchors.new_zeros(len(anchors)), foreground_iou, background_iou, low_quality_iou)
 
 
@@ -76,18 +80,27 @@ def match_iou(
         foreground_iou, background_iou, low_quality_iou: as in `match_anchors`.
 
     Raises:
-        ValueError: on a wrong shape or thresholds out of order.
+        ValueError, TypeError: on a wrong shape or dtype, or thresholds out of order.
     """
-    if iou.ndim != 2:
-        raise ValueError(f"iou (M, R) wanted, got {tuple(iou.shape)}")
-    _check_thresholds(foreground_iou, background_iou)
-    blocks = iou.split(CHUNK) if len(iou) else ()
+    _check(foreground_iou, background_iou, low_quality_iou, iou=iou)
+    blocks = iou.split(CHUNK) if iou.numel() else ()
     return _match(blocks, iou.new_zeros(iou.shape[1]), foreground_iou, background_iou, low_quality_iou)
 
 
-def _check_thresholds(foreground_iou: float, background_iou: float) -> None:
-    if not 0 <= background_iou <= foreground_iou <= 1:
-        raise ValueError(f"0 ≤ background_iou ≤ foreground_iou ≤ 1 wanted, got {background_iou} and {foreground_iou}")
+def _check(foreground_iou: float, background_iou: float, low_quality_iou: float | None, **given: Tensor) -> None:
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{name}: a tensor of floats wanted, got {found}")
+        if tensor.ndim != 2 or (name != "iou" and tensor.shape[1] != 4):
+            wanted = {"anchors": "(R, 4)", "boxes": "(M, 4)", "iou": "(M, R)"}[name]
+            raise ValueError(f"{name} {wanted} wanted, got {tuple(tensor.shape)}")
+    ordered = is_positive(foreground_iou) and foreground_iou <= 1 and is_number(background_iou, 0, foreground_iou)
+    if not ordered or not (low_quality_iou is None or is_number(low_quality_iou, 0, 1)):
+        raise ValueError(
+            "0 ≤ background_iou ≤ foreground_iou ≤ 1, foreground_iou > 0 and low_quality_iou in [0, 1] or None wanted, "
+            f"got {background_iou!r}, {foreground_iou!r} and {low_quality_iou!r}"
+        )
 
 
 def _match(

@@ -14,6 +14,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from focal_tutorial._loss_checks import check_common
+from focal_tutorial._numbers import describe, is_number, is_positive
 from focal_tutorial.focal_term import _Focal, _parts, _slope, at_least_float32, check_gamma
 from focal_tutorial.losses import IGNORE, _reduce, sigmoid_focal_loss
 
@@ -49,8 +50,8 @@ def varifocal_loss(
     Source: Zhang et al., VarifocalNet (2021), equation 2.
     """
     check_gamma(gamma)
-    if isinstance(alpha, Tensor) or not 0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be a finite number > 0, got {alpha}")
+    if isinstance(alpha, Tensor) or not is_positive(alpha):
+        raise ValueError(f"alpha must be a finite number > 0, got {alpha!r}")
     x, q = _logits_and_quality(inputs, targets, reduction, normalizer)
     positive = q * _Focal.apply(x, q, 0.0)  # gamma = 0: cross entropy, exactly
     negative = alpha * _Focal.apply(x, torch.zeros_like(x), gamma)
@@ -76,8 +77,8 @@ def quality_focal_loss(
 
     Source: Li et al., Generalized Focal Loss (2020), the equation called QFL.
     """
-    if isinstance(beta, Tensor) or not 0 <= beta < float("inf"):
-        raise ValueError(f"beta must be a finite number >= 0, got {beta}")
+    if isinstance(beta, Tensor) or not is_number(beta, 0):
+        raise ValueError(f"beta must be a finite number >= 0, got {beta!r}")
     x, y = _logits_and_quality(inputs, targets, reduction, normalizer)
     return _reduce(_QualityFocal.apply(x, y, beta), inputs, targets, reduction, normalizer)
 
@@ -135,8 +136,8 @@ class _QualityFocal(Function):
 def _logits_and_quality(
     inputs: Tensor, targets: Tensor, reduction: str, normalizer: float | Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    if not targets.is_floating_point():
-        raise TypeError(f"targets must be floating point qualities in [0, 1], got {targets.dtype}")
+    if not isinstance(targets, Tensor) or not targets.is_floating_point():
+        raise TypeError(f"targets must be floating point qualities in [0, 1], got {describe(targets)}")
     check_common(inputs, targets, None, reduction, normalizer)
     x = at_least_float32(inputs)
     return x, targets.detach().to(x.dtype)

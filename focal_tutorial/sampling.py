@@ -6,18 +6,50 @@ anchors are −2. A loss that skips ignored labels then needs no other change.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from focal_tutorial._numbers import describe, is_count, is_number
 from focal_tutorial.matching import BACKGROUND, IGNORE
+
+_SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
+
+
+def _check(labels: Tensor, losses: Tensor | None = None, boxes: Tensor | None = None, **numbers: float) -> None:
+    """Raise for labels, losses or boxes that do not fit together, and for a number below 0, naming it."""
+    if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.dtype not in _SIGNED:
+        raise ValueError(f"labels: signed integers (N, R) wanted, got {describe(labels)}")
+    if losses is not None and (not isinstance(losses, Tensor) or losses.shape != labels.shape or not _is_real(losses)):
+        raise ValueError(f"losses: real numbers {tuple(labels.shape)} as the labels wanted, got {describe(losses)}")
+    wanted = [(labels.shape[1], 4), (*labels.shape, 4)]
+    if boxes is not None and (not isinstance(boxes, Tensor) or boxes.shape not in wanted or not _is_real(boxes)):
+        raise ValueError(f"boxes: real numbers {wanted[0]} or {wanted[1]} wanted, got {describe(boxes)}")
+    for name, value in numbers.items():
+        count = name in ("batch_size", "minimum")
+        high = 1 if name in ("foreground_fraction", "nms_iou") else math.inf
+        if not (is_count(value, 0) if count else is_number(value, 0, high)):
+            kind = "a whole number" if count else "a number up to 1" if high == 1 else "a number"
+            raise ValueError(f"{name}: {kind} of at least 0 wanted, got {value!r}")
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.dtype in _SIGNED
+
+
+def _ranked(scores: Tensor, allowed: Tensor) -> Tensor:
+    """`scores` `(R,)` with everything that is not allowed below them, a score of −inf too."""
+    least = torch.finfo(scores.dtype).min if scores.is_floating_point() else torch.iinfo(scores.dtype).min
+    return torch.where(allowed, scores.clamp(min=least), -torch.inf)
 
 
 def _top(scores: Tensor, allowed: Tensor, count: int) -> Tensor:
     """Mask `(R,)` of the `count` entries with the highest `scores` among `allowed` (all of them if fewer)."""
     count = min(count, int(allowed.sum()))
     chosen = torch.zeros_like(allowed)
-    chosen[torch.where(allowed, scores, -torch.inf).topk(count).indices] = True
+    chosen[_ranked(scores, allowed).topk(count).indices] = True
     return chosen
 
 
@@ -27,7 +59,7 @@ def _survivors(boxes: Tensor, loss: Tensor, allowed: Tensor, iou: float, wanted:
     NMS goes down the losses and never looks back, so on the anchors of highest loss alone it gives what it would give
     there on all; a few hundred suffice where all would cost a second.
     """
-    order = torch.where(allowed, loss, -torch.inf).argsort(descending=True)[: int(allowed.sum())]
+    order = _ranked(loss, allowed).argsort(descending=True)[: int(allowed.sum())]
     first = 512
     while True:
         top = order[:first]
@@ -53,6 +85,7 @@ def sample_balanced(
 
     Source: Girshick, Fast R-CNN (2015), §2.3; Ren et al., Faster R-CNN (2015), §3.1.3.
     """
+    _check(labels, batch_size=batch_size, foreground_fraction=foreground_fraction)
     order = torch.rand(labels.shape, generator=generator).to(labels.device)  # (N, R)
     sampled = torch.full_like(labels, IGNORE)
     for image, rank in enumerate(order):
@@ -73,6 +106,7 @@ def mine_hard_negatives(losses: Tensor, labels: Tensor, ratio: float = 3.0, mini
 
     Source: Liu et al., SSD (2016), §2.2, "Hard negative mining", with ratio 3.
     """
+    _check(labels, losses, ratio=ratio, minimum=minimum)
     sampled = torch.full_like(labels, IGNORE)
     for image in range(len(labels)):
         foreground, background = labels[image] >= 0, labels[image] == BACKGROUND
@@ -106,6 +140,8 @@ def mine_online(
     """
     if boxes is None and nms_iou is not None:
         raise ValueError("boxes are needed for NMS; give them, or nms_iou=None")
+    optional = {"nms_iou": nms_iou, "foreground_fraction": foreground_fraction}
+    _check(labels, losses, boxes, batch_size=batch_size, **{k: v for k, v in optional.items() if v is not None})
     sampled = torch.full_like(labels, IGNORE)
     for image in range(len(labels)):
         loss, label = losses[image], labels[image]  # (R,) each

@@ -92,6 +92,11 @@ def test_an_image_without_area_has_no_grid(size: Any) -> None:
         AnchorGenerator()(size)
 
 
+def test_a_generator_can_be_made_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        assert AnchorGenerator().num_anchors == 9
+
+
 def test_grids_of_the_counting_chapter() -> None:
     assert yolo_boxes(7, 2) == 98 and yolo_boxes(13, 5) == 845
     boxes = ssd_default_boxes()

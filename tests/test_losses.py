@@ -493,3 +493,37 @@ def test_bad_arguments_of_the_others():
         smooth_l1(X, X[0])
     with pytest.raises(ValueError, match="beta must be"):
         smooth_l1(X, X, beta=-1)
+
+
+@pytest.mark.parametrize("path", ["reference", "eager"])
+def test_unsigned_labels_are_classes_and_never_marks(path, monkeypatch):
+    """In uint8, -2 is 254: such rows went for ignored, and the labels below it for wrong ones."""
+    monkeypatch.setenv("FOCAL_TUTORIAL_PATH", path)
+    x, labels = torch.randn(3, 300), torch.tensor([254, 255, 7], dtype=torch.uint8)
+    for reduction in ("none", "mean"):
+        got = sigmoid_focal_loss(x, labels, reduction=reduction)
+        assert torch.equal(got, sigmoid_focal_loss(x, labels.long(), reduction=reduction))
+    wide, many = torch.randn(2, 200), torch.tensor([156, 3], dtype=torch.uint8)  # 156 is -100 there
+    assert torch.equal(softmax_focal_loss(wide, many), softmax_focal_loss(wide, many.long()))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda x, y: sigmoid_focal_loss(x, y, gamma="2"), "gamma must be"),
+        (lambda x, y: sigmoid_focal_loss(x, y, gamma=10**400), "gamma must be"),
+        (lambda x, y: sigmoid_focal_loss(x, y, alpha="0.25"), "alpha must"),
+        (lambda x, y: sigmoid_focal_loss(x, y.to(torch.complex64)), "targets must be"),
+        (lambda x, y: sigmoid_focal_loss(x.to(torch.float8_e4m3fn), y), "inputs must be"),
+        (lambda x, y: sigmoid_focal_loss(x.tolist(), y), "inputs must be a tensor"),
+        (lambda x, y: sigmoid_focal_loss(x, y, reduction=[]), "reduction must be"),
+        (lambda x, y: focal_loss_star(x, y, beta=math.nan), "beta must be"),
+        (lambda x, y: softmax_focal_loss(x, y, alpha=-1.0), "alpha must be"),
+        (lambda x, y: softmax_focal_loss(x, y, ignore_index=None), "ignore_index must be"),
+        (lambda x, y: smooth_l1(x, x, beta=math.inf), "beta must be"),
+        (lambda x, y: smooth_l1(x, x.int()), "targets must be"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(call, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        call(torch.randn(2, 3), torch.tensor([0, 1]))

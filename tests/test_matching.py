@@ -115,3 +115,24 @@ def test_wrong_arguments_are_named() -> None:
         match_anchors(ANCHORS, torch.zeros(0, 4), foreground_iou=0.3)
     with pytest.raises(ValueError, match=r"iou \(M, R\) wanted"):
         match_iou(torch.zeros(3))
+
+
+def test_a_box_too_large_for_the_anchors_dtype_hides_no_other() -> None:
+    """Finite in float64, infinite in the anchors' float32: its IoU was NaN, which wins every comparison."""
+    boxes = torch.tensor([[1e300, 0, 1e301, 1], [0, 0, 8, 8]], dtype=torch.float64)
+    assert match_anchors(torch.tensor([[0.0, 0, 8, 8]]), boxes).tolist() == [1]
+
+
+def test_half_precision_anchors_of_any_size() -> None:
+    anchors = torch.tensor([[0, 0, 512, 512]], dtype=torch.float16)  # an area beyond float16
+    assert match_anchors(anchors, anchors.float()).tolist() == [0]
+
+
+def test_no_anchors_at_all() -> None:
+    assert match_anchors(torch.zeros(0, 4), torch.ones(1, 4), low_quality_iou=0.0).shape == (0,)
+
+
+@pytest.mark.parametrize("limits", [{"foreground_iou": 0, "background_iou": 0}, {"low_quality_iou": float("nan")}])
+def test_thresholds_that_mean_nothing(limits: dict) -> None:
+    with pytest.raises(ValueError, match=r"foreground_iou > 0 and low_quality_iou"):
+        match_iou(torch.zeros(2, 3), **limits)

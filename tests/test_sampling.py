@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torchvision
@@ -156,3 +158,29 @@ def test_online_mining_equals_nms_over_all_anchors(fraction: float | None, batch
     wanted[0, kept] = labels[0, kept]
     found = mine_online(losses, labels, boxes, batch_size, 0.5, fraction)
     assert torch.equal(found, wanted)
+
+
+def test_a_loss_of_minus_infinity_neither_hangs_nor_lets_a_discarded_anchor_in():
+    """It tied with the anchors that are not allowed; NMS then looked for it for ever."""
+    losses, labels = torch.tensor([[-math.inf, 1.0, 2.0]]), torch.tensor([[BACKGROUND, IGNORE, 0]])
+    boxes = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 8], [90, 90, 98, 98]])
+    assert mine_online(losses, labels, boxes, 3, 0.7, 0.5).tolist() == [[BACKGROUND, IGNORE, 0]]
+    assert mine_online(losses, labels, None, 3, None).tolist() == [[BACKGROUND, IGNORE, 0]]
+    assert mine_hard_negatives(losses, labels, 1.0).tolist() == [[BACKGROUND, IGNORE, 0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch_size": -1}, "batch_size: a whole number"),
+        ({"foreground_fraction": math.nan}, "foreground_fraction: a number up to 1"),
+        ({"nms_iou": 2.0}, "nms_iou: a number up to 1"),
+        ({"labels": torch.zeros(1, 3)}, "labels: signed integers"),
+        ({"losses": torch.zeros(1, 2)}, "losses: real numbers"),
+        ({"boxes": torch.zeros(2, 4)}, "boxes: real numbers"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, words):
+    good = {"losses": torch.zeros(1, 3), "labels": torch.zeros(1, 3).long(), "boxes": torch.zeros(3, 4)}
+    with pytest.raises(ValueError, match=words):
+        mine_online(**{**good, **change})

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from focal_tutorial._numbers import is_number
 from focal_tutorial.data.coco_annotations import check_annotations
-from focal_tutorial.data.coco_images import Json, check_categories, check_images_list
+from focal_tutorial.data.coco_images import Json, check_categories, check_images_list, is_int
 from focal_tutorial.data.dataset import DetectionDataset, Sample
 from focal_tutorial.data.images import load_image
 from focal_tutorial.data.problems import Problem
@@ -174,8 +175,9 @@ def load_json(path: Path) -> dict[str, Any]:
         raise InputError(f"annotation file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read annotation file {path}: {error}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"annotation file {path} is not valid JSON: {error}; export it again") from error
+    except (ValueError, RecursionError) as error:  # a number of over 4,300 digits is a plain ValueError
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(f"annotation file {path} is not valid JSON: {reason}; export it again") from error
     if not isinstance(content, dict):
         raise InputError(
             f"{path} is not a COCO annotation file: its top level is a {type(content).__name__}, not an object"
@@ -191,8 +193,14 @@ def _recorded_problems(content: dict[str, Any]) -> list[dict[str, Any]]:
     """What this package's VOC converter dropped and wrote down in the file."""
     info = content.get("info")
     records = info.get("problems") if isinstance(info, dict) else None
-    fields = {"file", "id", "kind", "detail"}
-    return [r for r in records if isinstance(r, dict) and set(r) == fields] if isinstance(records, list) else []
+    return [r for r in records if _is_problem(r)] if isinstance(records, list) else []
+
+
+def _is_problem(record: Any) -> bool:
+    if not isinstance(record, dict) or set(record) != {"file", "id", "kind", "detail"}:
+        return False
+    texts = all(isinstance(record[key], str) for key in ("file", "kind", "detail"))
+    return texts and (record["id"] is None or isinstance(record["id"], str) or is_int(record["id"]))
 
 
 def _no_images(path: Path, image_dir: str | Path | None, problems: list[Problem]) -> str:
@@ -205,12 +213,12 @@ def _for_evaluation(record: Json) -> Json:
     """The fields pycocotools reads, the optional ones filled in."""
     box = record["bbox"]
     area = record.get("area")
-    usable = isinstance(area, int | float) and 0 < area < float("inf")
+    usable = is_number(area) and area > 0
     return {
         "id": record["id"],
         "image_id": record["image_id"],
         "category_id": record["category_id"],
         "bbox": box,
         "area": area if usable else box[2] * box[3],
-        "iscrowd": int(record.get("iscrowd", 0)),
+        "iscrowd": int(bool(record.get("iscrowd", 0))),  # pycocotools has a byte for it
     }

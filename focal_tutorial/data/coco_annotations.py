@@ -86,14 +86,15 @@ def _columns(entries: list[Any]) -> np.ndarray | None:
     if not entries:
         return np.zeros((0, 4))
     try:
-        integers = {type(e[key]) for e in entries for key in ("id", "image_id", "category_id")}
+        ids = [e[key] for e in entries for key in ("id", "image_id", "category_id")]
+        integers = {type(number) for number in ids}
         flags = {type(e.get("iscrowd", 0)) for e in entries}
         numbers = {type(value) for e in entries for value in e["bbox"]}
         boxes = np.array([e["bbox"] for e in entries])
     except (KeyError, TypeError, AttributeError, ValueError):
         return None
     typed = integers == {int} and flags <= {int, bool} and numbers <= {int, float}
-    if not typed or boxes.shape != (len(entries), 4) or boxes.dtype.kind not in "if":
+    if not typed or not all(map(is_int, ids)) or boxes.shape != (len(entries), 4) or boxes.dtype.kind not in "if":
         return None
     return boxes.astype(np.float64)
 

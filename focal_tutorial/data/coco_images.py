@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from focal_tutorial.data.images import image_size, size_mismatch
-from focal_tutorial.data.problems import Problem
+from focal_tutorial.data.problems import Problem, printable
 from focal_tutorial.errors import InputError
 
 Json = dict[str, Any]
@@ -25,7 +26,7 @@ def check_categories(entries: list[Any], file: str, problems: list[Problem]) -> 
             detail = f"{short(entry)} dropped, {first!r} kept"
             problems.append(Problem(file, entry["id"], "duplicate category id", detail))
         else:
-            categories[entry["id"]] = {**entry, "name": str(entry.get("name", entry["id"]))}
+            categories[entry["id"]] = {**entry, "name": category_name(entry)}
     names: set[str] = set()
     result = [categories[key] for key in sorted(categories)]
     for category in result:
@@ -35,6 +36,12 @@ def check_categories(entries: list[Any], file: str, problems: list[Problem]) -> 
             category["name"] += f" ({category['id']})"
         names.add(category["name"])
     return result
+
+
+def category_name(entry: Json) -> str:
+    """The category's name, or its id where it has none; what cannot be printed is written as an escape."""
+    name = entry.get("name", entry["id"])
+    return printable(name if isinstance(name, str) else short(name))
 
 
 def check_images_list(
@@ -104,7 +111,7 @@ def _on_disk(image: Json, folder: Path, problems: list[Problem]) -> Json | None:
     try:
         shown, stored = image_size(path)
     except InputError as error:
-        kind = "unreadable image" if path.exists() else "missing image"
+        kind = "unreadable image" if os.path.exists(path) else "missing image"  # Path's own raises for a long name
         problems.append(Problem(name, image["id"], kind, f"{error}; dropped"))
         return None
     if image.get("height") is None:
@@ -126,5 +133,8 @@ def is_int(value: Any) -> bool:
 
 def short(value: Any) -> str:
     """`value` as it would be written, cut to a length that fits a message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # too deep, or an integer of more digits than Python writes
+        text = f"a {type(value).__name__} beyond measure"
     return text if len(text) <= 60 else text[:57] + "..."

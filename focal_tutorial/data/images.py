@@ -5,6 +5,8 @@ Boxes are understood in the image as a viewer shows it, that is with the EXIF or
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 import zlib
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from focal_tutorial.data.problems import printable
 from focal_tutorial.errors import InputError
 
 # What PIL's decoders raise on damaged files; MemoryError and KeyboardInterrupt are none of ours.
@@ -31,7 +34,7 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
         InputError: the file is missing or is no image that PIL can read.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             width, height = image.size
             # The plain class's method: PNG's own decodes the whole image to look behind its pixels.
             turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
@@ -58,7 +61,7 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
         InputError: missing, truncated or unreadable file, or `size` given and not met.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             stored = (image.height, image.width)
             shown = ImageOps.exif_transpose(image)
             if size is not None and size != (shown.height, shown.width) and size == stored:
@@ -79,6 +82,13 @@ def size_mismatch(path: str | Path, claimed: tuple[int, int], found: tuple[int, 
     )
 
 
+def _opened(path: str | Path) -> Image.Image:
+    """The image, of a plain file only: a pipe would wait for ever, and a device has no end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is no plain file")
+    return Image.open(path)
+
+
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "F":
         raise ValueError("32-bit float pixels have no fixed range; convert the image to 8 or 16 bits")
@@ -95,5 +105,5 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 def _unreadable(path: str | Path, error: Exception) -> InputError:
     if isinstance(error, FileNotFoundError):
         return InputError(f"image {path} does not exist")
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = printable(" ".join(str(error).split())) or type(error).__name__
     return InputError(f"cannot read image {path}: {reason}. Replace the file or remove it from the annotations")

@@ -25,7 +25,12 @@ class Problem:
 
     def __str__(self) -> str:
         where = self.file if self.id is None else f"{self.file}, id {self.id}"
-        return f"{where}: {self.kind}: {self.detail}"
+        return printable(f"{where}: {self.kind}: {self.detail}")
+
+
+def printable(text: str) -> str:
+    """`text` on one line that any terminal takes: line ends, control characters and lone surrogates as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def count_problems(problems: Iterable[Problem]) -> dict[str, int]:
