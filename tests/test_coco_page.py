@@ -170,5 +170,5 @@ def test_table_of_scaling(tables: ModuleType, tmp_path: Path) -> None:
     }  # fmt: skip
     (results / "scaling_cuda.json").write_text(json.dumps(result))
     assert cells(tables.scaling(tmp_path))[2:] == [
-        ["resnet50 b8", str(n), "136", "0.91 ± 0.01", "0.91 ± 0.01"] for n in (2, 4)
+        [f"{n} × resnet50 b8", "136", "0.91 ± 0.01", "0.91 ± 0.01"] for n in (2, 4)
     ]

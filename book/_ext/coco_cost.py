@@ -71,11 +71,11 @@ def scaling(root: Path) -> str:
                 pair = [ways[f"{way}_{count}"]["efficiency"] for way in ("beside", "together")]
                 mib = f"{ways['gradient_mib']['mean']:.0f}"
                 rows.append(
-                    [model.replace("_", " "), str(count), mib, *(f"{e['mean']:.2f} ± {e['sd']:.2f}" for e in pair)]
+                    [f"{count} × {model.replace('_', ' ')}", mib, *(f"{e['mean']:.2f} ± {e['sd']:.2f}" for e in pair)]
                 )
         device, runs = result["provenance"]["device"].split(",")[0], len(result["runs"])
         told = f"On {device} ({result['config']['backend']}, {runs} repetitions, mean ± standard deviation):"
-        parts.append(f"{told}\n\n" + table(["model", "processes", "MiB", "beside", "together"], rows))
+        parts.append(f"{told}\n\n" + table(["processes", "MiB", "beside", "together"], rows))
     return "\n\n".join(parts) or "No machine has been measured yet."
 
 
