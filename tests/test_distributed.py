@@ -93,3 +93,60 @@ def test_a_restart_that_finds_old_addresses_says_what_helps(monkeypatch: pytest.
 def test_resume_or_start_needs_a_folder() -> None:
     with pytest.raises(InputError, match="name the run folder"):
         TrainConfig(resume_or_start=True)
+
+
+def test_words_of_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of torch.distributed, which here answers as process 0 of two would hear it."""
+    asked: list[str] = []
+
+    def gather(items: list[int], lists: list[Any], dst: int, group: Any) -> None:
+        lists[:] = [items, [3]]
+
+    def everyone(out: list[Any], values: dict[str, Any], group: Any) -> None:
+        out[:] = [values, {**values, "steps": 8}]
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "all_reduce", lambda values: values.mul_(2))
+    monkeypatch.setattr(dist, "broadcast", lambda values, src: asked.append("broadcast"))
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda box, src, group: box.append(src))
+    monkeypatch.setattr(dist, "gather_object", gather)
+    monkeypatch.setattr(dist, "all_gather_object", everyone)
+    monkeypatch.setattr(dist, "barrier", lambda group: asked.append("barrier"))
+    assert distributed.sum_over_ranks(torch.tensor(2.0)) == 4
+    assert distributed.share("mine") == "mine"
+    assert distributed.gather_lists([1, 2]) == [1, 2, 3]
+    distributed.require_same({"images": 4})
+    with pytest.raises(InputError, match=r"^steps: 9 on process 0, but 8 on process 1; .*same data and settings"):
+        distributed.require_same({"images": 4, "steps": 9})
+    distributed.same_buffers(nn.BatchNorm1d(2))  # its mean, variance and count
+    assert asked == ["broadcast"] * 3
+    for local, order in (("0", ["work", "barrier"]), ("1", ["barrier", "work"])):
+        asked.clear()
+        monkeypatch.setenv("LOCAL_RANK", local)
+        with distributed.first_of_machine_first():
+            asked.append("work")
+        assert asked == order
+
+
+def test_model_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers are left alone, under the name that this torch has for it."""
+    given: dict[str, Any] = {}
+
+    class Parallel(nn.Module):
+        def __init__(self, module: nn.Module, forward_sync_buffers: bool = True, **options: Any) -> None:
+            super().__init__()
+            given.update(options, forward_sync_buffers=forward_sync_buffers)
+
+    class Older(nn.Module):
+        def __init__(self, module: nn.Module, broadcast_buffers: bool = True, **options: Any) -> None:
+            super().__init__()
+            given.update(options, broadcast_buffers=broadcast_buffers)
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for kind, name in ((Parallel, "forward_sync_buffers"), (Older, "broadcast_buffers")):
+        given.clear()
+        monkeypatch.setattr(nn.parallel, "DistributedDataParallel", kind)
+        distributed.data_parallel(nn.Linear(1, 1))
+        assert given == {name: False, "device_ids": None, "gradient_as_bucket_view": True}
