@@ -5,6 +5,8 @@
 #
 #   kernels     the tests that need CUDA                                    about 3 minutes on an H200 (all estimates)
 #   loss        the focal loss beside its peers, focal_loss_cuda.json       about 3 minutes
+#   retinanet   the detector beside torchvision's, retinanet_cuda.json      about 8 minutes for three seeds
+#   growth      how matching, losses, NMS grow, growth_cuda.json            about 5 minutes
 #   throughput  chapter 11: speed and memory of settings, one after the
 #               other, each in its own process; throughput_gpu.json         about 6 minutes a seed, three seeds
 #   bccd        chapter 14's full profile, bccd_gpu.json                    about 6 minutes a seed, three seeds
@@ -28,7 +30,7 @@
 # them in the book.
 set -u
 cd "$(dirname "$0")/.."
-out=${1:?usage: bash benchmarks/on_gpu.sh OUT [kernels] [loss] [throughput] [bccd] [precision] [rates] [tables] [map]}
+out=${1:?usage: bash benchmarks/on_gpu.sh OUT [kernels] [loss] [retinanet] [growth] [throughput] [bccd] [precision] [rates] [tables] [map]}
 shift
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -45,12 +47,13 @@ tables() { # what the text leans on first; a table that fails does not keep the 
   return $failed
 }
 
-(($#)) || set -- kernels loss throughput bccd precision rates
+(($#)) || set -- kernels loss retinanet growth throughput bccd precision rates
 for name in "$@"; do
   echo "=== $name"
   case $name in
-    kernels) python3 -m pytest -q -rs -o addopts= tests/test_losses.py tests/test_fused.py tests/test_throughput.py ;;
+    kernels) python3 -m pytest -q -rs -o addopts= tests/test_losses.py tests/test_fused.py tests/test_throughput.py tests/test_windows.py ;;
     loss) python3 benchmarks/focal_loss.py --device cuda --out "$out" ;;
+    retinanet | growth) python3 "benchmarks/$name.py" --device cuda --out "$out" ;;
     throughput | bccd | precision)
       python3 -m focal_tutorial experiment run "$name" --profile gpu --seeds 3 --results "$out"
       ;;
