@@ -1,4 +1,4 @@
-"""benchmarks/retinanet.py: that it compares like with like, and that its committed result is one of today's settings."""
+"""benchmarks/retinanet.py: it compares like with like, and its committed result is one of today's settings."""
 
 from __future__ import annotations
 
