@@ -50,22 +50,23 @@ ROUNDS = {"cpu": 3, "cuda": 10}
 
 
 def setting(task: str, size: int, batch: int, dtype: str, **more: Any) -> dict[str, Any]:
+    """`size`: the shorter side that the models resize images to; `memory`: whether that is measured too."""
     return {"task": task, "image": list(IMAGE), "size": size, "batch": batch, "dtype": dtype, **more}
 
 
 SETTINGS = {
     "cpu": {
         **{f"train_512_b2_{d}": setting("train", 512, 2, d) for d in ("float32", "bf16")},
-        "train_512_b4_float32": setting("train", 512, 4, "float32"),
-        **{f"train_800_b1_{d}": setting("train", 800, 1, d) for d in ("float32", "bf16")},
+        "train_512_b4_float32": setting("train", 512, 4, "float32", memory=True),
+        **{f"train_800_b1_{d}": setting("train", 800, 1, d, memory=True) for d in ("float32", "bf16")},
         **{f"detect_512_b1_{d}": setting("detect", 512, 1, d, candidates=50) for d in ("float32", "bf16")},
         **{f"detect_800_b1_{d}": setting("detect", 800, 1, d, candidates=50) for d in ("float32", "bf16")},
         "detect_800_b1_float32_many": setting("detect", 800, 1, "float32", candidates=2000),
         "detect_512_b4_float32": setting("detect", 512, 4, "float32", candidates=50),
     },
     "cuda": {
-        "train_800_b16_bf16": setting("train", 800, 16, "bf16", image=[600, 600], compile=True),
-        "train_800_b16_float32": setting("train", 800, 16, "float32", image=[600, 600]),
+        "train_800_b16_bf16": setting("train", 800, 16, "bf16", image=[600, 600], compile=True, memory=True),
+        "train_800_b16_float32": setting("train", 800, 16, "float32", image=[600, 600], memory=True),
         "train_800_b2_bf16": setting("train", 800, 2, "bf16", compile=True),
         "detect_800_b16_bf16": setting("detect", 800, 16, "bf16", candidates=50, compile=True),
         "detect_800_b16_bf16_many": setting("detect", 800, 16, "bf16", candidates=2000),
@@ -73,7 +74,7 @@ SETTINGS = {
         "detect_800_b16_float32": setting("detect", 800, 16, "float32", candidates=50),
     },
     "smoke": {
-        "train_96_b1_float32": setting("train", 96, 1, "float32"),
+        "train_96_b1_float32": setting("train", 96, 1, "float32", memory=True),
         "detect_96_b1_float32": setting("detect", 96, 1, "float32", candidates=20),
     },
 }
@@ -279,7 +280,7 @@ def measure(kind: str, device: str, seed: int, folder: Path) -> dict[str, Any]:
         rounds = ROUNDS[device] if kind != "smoke" else 1
         base = {"setting": s, "device": device, "seed": seed}
         metrics[name] = in_process(folder, f"{name}_{seed}", {**base, "rounds": rounds})
-        if s["task"] == "train":
+        if s.get("memory"):
             held = {
                 variant: in_process(folder, f"{name}_{seed}_{variant}", {**base, "variant": variant})
                 for variant in ("torchvision", "ours", *(("ours_compiled",) if s.get("compile") else ()))
