@@ -1,6 +1,6 @@
 """How time and memory grow with what there is to do: boxes, images, pixels, candidates, detections, workers.
 
-    python benchmarks/growth.py                      # CPU, one thread: about 6 minutes, book/results/growth_cpu.json
+    python benchmarks/growth.py                      # CPU, one thread: about 5 minutes, book/results/growth_cpu.json
     python benchmarks/growth.py --only matching      # one part again; the others stay in the file
     python benchmarks/growth.py --device cuda        # GPU: book/results/growth_cuda.json
     python benchmarks/growth.py --smoke              # small sizes, one repetition, prints and writes nothing
@@ -431,8 +431,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.times or options.memory:
-        run = times if options.times else memories
-        print(json.dumps(run(parts(options.smoke)[options.times or options.memory], options.device, options.seeds)))
+        run, part = (times, options.times) if options.times else (memories, options.memory)
+        device = "cpu" if part in ("evaluation", "loading") else options.device
+        print(json.dumps(run(parts(options.smoke)[part], device, options.seeds)))
         return
     seeds = 1 if options.smoke else options.seeds
     for part in options.only:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +43,7 @@ def plot_growth(
     ax.set(xscale="log", yscale="log")
     _guide(ax)
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.set_major_formatter(FuncFormatter(_short))
         axis.set_minor_formatter(NullFormatter())
     label(ax, x=xlabel, y=UNITS[unit], title=title)
     tidy(ax, grid="both")
@@ -51,10 +52,17 @@ def plot_growth(
     return f"{title}, {UNITS[unit]} against {xlabel}: {'; '.join(ends)}."
 
 
+def _short(value: float, _: int) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:g} M"
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+
+
 def _guide(ax: Axes) -> None:
-    """A line of slope 1 through the lower left corner, within the limits that the curves have set."""
-    left, right = ax.get_xlim()
-    low, high = ax.get_ylim()
+    """A line of slope 1 through the lower left corner; the limits stay, or reach down to a power of ten to have two."""
+    (left, right), (low, high) = (
+        (10 ** math.floor(math.log10(a)) if b < 100 * a else a, b) for a, b in (ax.get_xlim(), ax.get_ylim())
+    )
     factor = min(right / left, high / low)
     ax.plot([left, left * factor], [low, low * factor], color=GUIDE, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
     ax.set(xlim=(left, right), ylim=(low, high))
