@@ -52,23 +52,40 @@ def pick_device(name: str) -> torch.device:
 @contextlib.contextmanager
 def computing(config: TrainConfig) -> Iterator[None]:
     """Set torch's threads and determinism for a run, and put them back after it."""
-    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    threads = torch.get_num_threads()
+    cudnn = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     # The tiny model gains little from a second thread, and loses a factor once another program wants the cores: the
     # threads of each operation wait for each other.
     wanted = config.threads or (1 if config.model == "retinanet_tiny" else None)
     if wanted is not None:
         torch.set_num_threads(wanted)
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only deterministic with one of these
-    torch.use_deterministic_algorithms(config.deterministic or deterministic)
+        _fix_cublas_workspace(config)
+        torch.use_deterministic_algorithms(True)  # what cannot repeat stops the run, and does not only warn
+        torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = not config.deterministic  # all batches have one shape: trying pays
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-        torch.backends.cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
+
+
+def _fix_cublas_workspace(config: TrainConfig) -> None:
+    """cuBLAS adds in one order only with one of two workspaces; it reads the setting when CUDA starts.
+
+    Raises:
+        InputError: the environment asks for another, and the run may be on a GPU.
+    """
+    chosen = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if chosen not in (":4096:8", ":16:8") and config.device != "cpu" and torch.cuda.is_available():
+        raise InputError(
+            f"deterministic: CUBLAS_WORKSPACE_CONFIG is {chosen!r}, with which cuBLAS does not repeat; unset it, or "
+            "set it to :4096:8"
+        )
 
 
 def load_data(
