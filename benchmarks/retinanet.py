@@ -12,8 +12,9 @@ optimiser; detection goes from images of 480 × 640 pixels to boxes in them.
 Times: within one process the variants take turns, round after round, and what counts is the ratio of one round, of
 which the median is taken; each seed (of weights, images, boxes) is a process of its own. Memory: a process for each
 variant; the most it held during three steps beyond what it held before there was a model (on a GPU: torch's peak).
-Convolutions: their share of one profiled step. Detection meets images with few candidates (about 50 above the score
-threshold) and with many (about 2,000, scattered; a trained detector's lie around objects, which is easier).
+Convolutions: their share of one profiled step. Without: the same model without one of the things that make it faster.
+Detection meets images with few candidates (about 50 above the score threshold) and with many (about 2,000, scattered;
+a trained detector's lie around objects, which is easier).
 
 The machine must be idle. Finished measurements are kept under runs/benchmarks and not repeated.
 """
@@ -30,6 +31,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from focal_tutorial import retinanet_resnet50_fpn
+from focal_tutorial.backbone import FoldedConv2d, FrozenNorm
 from focal_tutorial.throughput import random_batch
 
 K = 91
@@ -58,23 +61,27 @@ SETTINGS = {
     "cpu": {
         **{f"train_512_b2_{d}": setting("train", 512, 2, d) for d in ("float32", "bf16")},
         "train_512_b4_float32": setting("train", 512, 4, "float32", memory=True),
-        **{f"train_800_b1_{d}": setting("train", 800, 1, d, memory=True) for d in ("float32", "bf16")},
+        "train_800_b1_float32": setting("train", 800, 1, "float32", memory=True, without=True),
+        "train_800_b1_bf16": setting("train", 800, 1, "bf16", memory=True),
         **{f"detect_512_b1_{d}": setting("detect", 512, 1, d, candidates=50) for d in ("float32", "bf16")},
-        **{f"detect_800_b1_{d}": setting("detect", 800, 1, d, candidates=50) for d in ("float32", "bf16")},
+        "detect_800_b1_float32": setting("detect", 800, 1, "float32", candidates=50, without=True),
+        "detect_800_b1_bf16": setting("detect", 800, 1, "bf16", candidates=50),
         "detect_800_b1_float32_many": setting("detect", 800, 1, "float32", candidates=2000),
         "detect_512_b4_float32": setting("detect", 512, 4, "float32", candidates=50),
     },
     "cuda": {
-        "train_800_b16_bf16": setting("train", 800, 16, "bf16", image=[600, 600], compile=True, memory=True),
+        "train_800_b16_bf16": setting(
+            "train", 800, 16, "bf16", image=[600, 600], compile=True, memory=True, without=True
+        ),
         "train_800_b16_float32": setting("train", 800, 16, "float32", image=[600, 600], memory=True),
         "train_800_b2_bf16": setting("train", 800, 2, "bf16", compile=True),
-        "detect_800_b16_bf16": setting("detect", 800, 16, "bf16", candidates=50, compile=True),
+        "detect_800_b16_bf16": setting("detect", 800, 16, "bf16", candidates=50, compile=True, without=True),
         "detect_800_b16_bf16_many": setting("detect", 800, 16, "bf16", candidates=2000),
         "detect_800_b1_bf16": setting("detect", 800, 1, "bf16", candidates=50),
         "detect_800_b16_float32": setting("detect", 800, 16, "float32", candidates=50),
     },
     "smoke": {
-        "train_96_b1_float32": setting("train", 96, 1, "float32", memory=True),
+        "train_96_b1_float32": setting("train", 96, 1, "float32", memory=True, without=True),
         "detect_96_b1_float32": setting("detect", 96, 1, "float32", candidates=20),
     },
 }
@@ -101,12 +108,19 @@ def variants(s: dict[str, Any], theirs: nn.Module, only: str | None = None) -> d
     """Models by name; `only` one of them is built, for what must not see the others' memory."""
     names = ["torchvision", "torchvision_channels_last", "ours"]
     names += ["torchvision_compiled", "ours_compiled"] if s.get("compile") else []
+    names += ["ours_without_layout", "ours_without_windows", "ours_without_folding"] if s.get("without") else []
     models = {}
     for name in names if only is None else [only]:
-        model = our_model(theirs, s["size"]) if name.startswith("ours") else theirs
-        if name != "torchvision":
-            model = model if name.startswith("ours") else copy_of(theirs, s["size"])
+        if name.startswith("ours"):
+            model = our_model(theirs, s["size"])
+        else:
+            model = theirs if name == "torchvision" else copy_of(theirs, s["size"])
+        if name not in ("torchvision", "ours_without_layout"):
             model.to(memory_format=torch.channels_last)
+        if name == "ours_without_windows":
+            model.head.regression.windows = lambda *ignored: None
+        if name == "ours_without_folding":
+            unfold(model)
         if name == "torchvision_compiled":
             model.backbone, model.head = torch.compile(model.backbone), torch.compile(model.head)
         if name == "ours_compiled":
@@ -119,6 +133,15 @@ def copy_of(theirs: nn.Module, size: int) -> nn.Module:
     model = torchvision_model(size, 0)
     model.load_state_dict(theirs.state_dict())
     return model
+
+
+def unfold(model: nn.Module) -> None:
+    """Let every convolution and every frozen norm do its own work again."""
+    for module in model.modules():
+        if isinstance(module, FoldedConv2d):
+            module.forward = partial(nn.Conv2d.forward, module)
+        if isinstance(module, FrozenNorm):
+            module.folded = False
 
 
 def inputs(s: dict[str, Any], seed: int, device: str) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
