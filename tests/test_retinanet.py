@@ -215,3 +215,20 @@ def test_deeper_stages() -> None:
     assert convolutions[1] - convolutions[0] == 2 * 2 * 4  # two more blocks of two in each of four stages
     with pytest.raises(ValueError, match="blocks: at least 1"):
         retinanet_tiny(3, blocks=0)
+
+
+def test_the_network_is_one_graph_for_torch_compile() -> None:
+    torch.manual_seed(0)
+    model = retinanet_resnet18_fpn(3, canvas=(64, 64), norm="frozen").train()
+    images, target = torch.rand(2, 3, 64, 64), {"boxes": torch.tensor([[4.0, 4, 40, 44]]), "labels": torch.tensor([1])}
+    wanted = model(images, [target, target])
+    model.scores = torch.compile(model.scores, backend="aot_eager", fullgraph=True)  # type: ignore[method-assign]
+    found = model(images, [target, target])
+    for name, loss in wanted.items():
+        torch.testing.assert_close(found[name], loss)
+    sum(found.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    compiled = retinanet_resnet18_fpn(3, norm="frozen"), retinanet_tiny(3)
+    for one, name in zip(compiled, ("scores", "network"), strict=True):
+        one.compile_network()
+        assert name in vars(one)
