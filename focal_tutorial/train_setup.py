@@ -182,6 +182,12 @@ def describe(
     return "\n".join(lines)
 
 
+# What last.pt holds beside the weights, and of which kind.
+RUN_STATE: dict[str, type | tuple[type, ...]] = {
+    "step": int, "seconds": (int, float), "metrics": dict, "best": dict, "optimizer": dict, "scaler": dict,
+}  # fmt: skip
+
+
 def read_last(config: TrainConfig) -> dict[str, Any]:
     """The last.pt of the run to resume."""
     path = Path(config.out or ".") / "last.pt"
@@ -199,9 +205,6 @@ def read_last(config: TrainConfig) -> dict[str, Any]:
             f"resume: {path} is not as this version saves a run ({error}); start a new run, with weights {path}"
         ) from error
     return state
-
-
-RUN_STATE = {"step": int, "seconds": (int, float), "metrics": dict, "best": dict, "optimizer": dict, "scaler": dict}
 
 
 def resume_or_start(config: TrainConfig) -> None:

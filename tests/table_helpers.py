@@ -13,9 +13,9 @@ from typing import Any
 from focal_tutorial import experiments, table_run, tables
 from focal_tutorial.cells import Config, Record
 from focal_tutorial.errors import InputError
+from focal_tutorial.stopping import StopRequest
 from focal_tutorial.tables import Table, train_cell
 from focal_tutorial.train import train
-from focal_tutorial.stopping import StopRequest
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "ce": {"title": "CE", "family": "ce", "alpha": None, "gamma": 0.0},

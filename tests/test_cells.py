@@ -25,8 +25,8 @@ from focal_tutorial.cells import cell_folder, read_cell, run_cell, run_cells
 from focal_tutorial.checkpoint import read_checkpoint, write_json
 from focal_tutorial.cli import run as command
 from focal_tutorial.errors import InputError
-from focal_tutorial.table_run import run_table, table_cells
 from focal_tutorial.stopping import StopRequest
+from focal_tutorial.table_run import run_table, table_cells
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
