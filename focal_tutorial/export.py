@@ -49,7 +49,7 @@ class ExportedDetector(nn.Module):
         onnx: suppress by the operator that ONNX has, instead of torchvision's.
     """
 
-    anchors: Tensor
+    every_anchor: Tensor  # not "anchors", which is the name of an output
 
     def __init__(self, model: RetinaNet, size: Size, *, raw: bool = False, onnx: bool = False) -> None:
         super().__init__()
@@ -61,13 +61,13 @@ class ExportedDetector(nn.Module):
         self.padded = preprocess.canvas or preprocess.padded([self.resized])
         levels = self.model.anchors(self.padded, "cpu")
         self.per_level = [len(level) for level in levels]
-        self.register_buffer("anchors", torch.cat(levels))  # (R, 4)
+        self.register_buffer("every_anchor", torch.cat(levels))  # (R, 4)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images `(N, 3, *size)` in [0, 1] → `RAW_OUTPUTS` or `OUTPUTS`; see `export_program`."""
         logits, deltas = self.model.network(self.prepare(images))  # (N, R, K), (N, R, 4)
         if self.raw:
-            return logits, deltas, self.anchors.clone()  # a graph's output may not be its constant
+            return logits, deltas, self.every_anchor.clone()  # a graph's output may not be its constant
         return self.detect(logits, deltas)
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class ExportedDetector(nn.Module):
         scores = best.sigmoid()  # (N, C)
         # onnxruntime's σ has an absolute error of 3e-8, which would make small scores equal; eager ranks by σ
         ranks = torch.where(best > limit, best if self.onnx else scores, NOTHING)
-        boxes = decode_boxes(_take(deltas, rows), self.anchors[rows])
+        boxes = decode_boxes(_take(deltas, rows), self.every_anchor[rows])
         boxes = clip_boxes(boxes, self.resized)  # (N, C, 4)
         if self.onnx:
             limits: tuple[Any, ...] = (classes, o.detections_per_image, o.nms_iou)
@@ -265,12 +265,17 @@ def _to_onnx(program: ExportedProgram, outputs: Sequence[str], inputs: Sequence[
 
 
 def _name_batch(proto: Any) -> None:
-    """Give the first dimension its name; torch calls it s34 or so."""
+    """Give a first dimension that is open its name, which torch calls s34 or so, or forgets (torch 2.6)."""
     graph = proto.graph
     symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    if not symbol:
+        return
+    for value in graph.output:
+        if value.name != "anchors":
+            value.type.tensor_type.shape.dim[0].dim_param = symbol
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
-            if symbol and dim.dim_param == symbol:
+            if dim.dim_param == symbol:
                 dim.dim_param = "batch"
 
 

@@ -205,7 +205,7 @@ class Heads(nn.Module):
 
 def decoders(model: RetinaNet, size: tuple[int, int], path: Path) -> list[Callable[[Tensor, Tensor], Detections]]:
     """`model.detect` for images of `size`, and the same by torch.export and by onnxruntime, for any batch."""
-    rows = len(ExportedDetector(model, size).anchors)
+    rows = len(ExportedDetector(model, size).every_anchor)
     example = (torch.zeros(2, rows, model.num_classes), torch.zeros(2, rows, 4))
     batch = torch.export.Dim("batch", min=1, max=64)
     programs = [
@@ -233,7 +233,7 @@ def test_decoding_of_any_heads(classes: int, threshold: float, tmp_path: Path) -
     model = retinanet_tiny(classes, score_threshold=threshold, topk_per_level=200, detections_per_image=50).eval()
     size = (60, 100)
     eager, program, onnx = decoders(model, size, tmp_path / "heads.onnx")
-    rows = len(ExportedDetector(model, size).anchors)
+    rows = len(ExportedDetector(model, size).every_anchor)
     for bias in (-2.0, -8.0):  # more candidates than a level's top k, and images with one or none
         logits = bias + 1.5 * torch.randn(5, rows, classes, generator=generator)
         deltas = 0.7 * torch.randn(5, rows, 4, generator=generator)  # some boxes are outside the image
@@ -253,7 +253,7 @@ def test_ties(tmp_path: Path) -> None:
     """Many detections of one score: the same ones, in whatever order, as none overlaps another of its class."""
     model = retinanet_tiny(2).eval()
     eager, program, onnx = decoders(model, (64, 96), tmp_path / "ties.onnx")
-    logits = torch.full((2, len(ExportedDetector(model, (64, 96)).anchors), 2), -9.0)
+    logits = torch.full((2, len(ExportedDetector(model, (64, 96)).every_anchor), 2), -9.0)
     deltas = torch.zeros(2, logits.shape[1], 4)
     logits[0, 4 : 9 * 96 : 9 * 3, 0] = logits[0, 4 : 9 * 96 : 9 * 3, 1] = 1.0  # every third location, anchors of 32 px
     logits[1, 4 : 9 * 96 : 9 * 3, 1] = 1.0
@@ -307,6 +307,8 @@ def test_metadata_and_the_model_stay(tmp_path: Path) -> None:
     assert facts["package"].startswith("focal_tutorial ") and "[0, 1]" in facts["input"]
     assert runner.get_inputs()[0].shape == [1, 3, 64, 96]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"], "one file, nothing beside it"
+    with pytest.raises(Exception, match="invalid dimensions for input: images"):
+        runner.run(None, {"images": torch.rand(1, 3, 64, 64).numpy()})
 
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
