@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import urllib.request
 from collections.abc import Iterator
@@ -39,6 +40,15 @@ def bccd_is_missing() -> str:
 def needs_of(notebook: Any) -> list[str]:
     """The data that a notebook's metadata says it needs: `{"focal_tutorial": {"needs": ["bccd"]}}`."""
     return list(notebook.metadata.get("focal_tutorial", {}).get("needs", []))
+
+
+def pytest_report_header() -> str | None:
+    """The seed of the long mode of the property-based tests (tests/property_helpers.py), to repeat a run with."""
+    cases = os.environ.get("FOCAL_TUTORIAL_FUZZ")
+    if not cases:
+        return None
+    seed = os.environ.setdefault("FOCAL_TUTORIAL_FUZZ_SEED", str(random.SystemRandom().randrange(2**32)))
+    return f"property-based tests: at least {cases} cases, FOCAL_TUTORIAL_FUZZ_SEED={seed}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

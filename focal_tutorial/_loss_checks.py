@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._numbers import is_number, is_positive
+from ._numbers import describe, is_number, is_positive
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -13,7 +13,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 def check_reduction(reduction: str) -> None:
     if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {describe(reduction)}")
 
 
 def check_common(
@@ -38,7 +38,7 @@ def check_common(
         )
     _check_alpha(alpha, inputs.shape[-1:])
     if alpha is not None and not isinstance(alpha, Tensor) and not is_number(alpha, high=1):
-        raise ValueError(f"alpha must lie in [0, 1], or be None or negative for no balancing, got {alpha!r}")
+        raise ValueError(f"alpha must lie in [0, 1], or be None or negative for no balancing, got {describe(alpha)}")
     _check_normalizer(normalizer, reduction)
     return targets.long() if targets.dtype in _INTEGERS else targets
 
@@ -73,7 +73,7 @@ def _check_normalizer(normalizer: float | Tensor | None, reduction: str) -> None
         if normalizer.dtype not in (*_FLOATS, *_INTEGERS):
             raise TypeError(f"normalizer must be a real number, got {normalizer.dtype}")
     elif not is_positive(normalizer):
-        raise ValueError(f"normalizer must be > 0 and finite, got {normalizer!r}")
+        raise ValueError(f"normalizer must be > 0 and finite, got {describe(normalizer)}")
 
 
 def check_softmax(inputs: Tensor, targets: Tensor, alpha: float | Tensor | None) -> int:
@@ -90,5 +90,5 @@ def check_softmax(inputs: Tensor, targets: Tensor, alpha: float | Tensor | None)
         )
     _check_alpha(alpha, inputs.shape[dim : dim + 1])
     if alpha is not None and not isinstance(alpha, Tensor) and not is_number(alpha, 0):
-        raise ValueError(f"alpha must be a finite number >= 0, or None, got {alpha!r}")
+        raise ValueError(f"alpha must be a finite number >= 0, or None, got {describe(alpha)}")
     return dim

@@ -30,5 +30,11 @@ def is_positive(value: Any) -> bool:
 
 
 def describe(value: Any) -> str:
-    """What a message says it got: dtype and shape of a tensor, the type of anything else."""
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    """What a message says it got, on one short line: dtype and shape of a tensor, anything else as it is written."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    try:
+        text = " ".join(repr(value).split())
+    except (RecursionError, ValueError):  # nested too deeply, or an integer of more digits than Python writes
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."

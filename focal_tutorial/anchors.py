@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from focal_tutorial._numbers import is_count, is_number, is_positive
+from focal_tutorial._numbers import describe, is_count, is_number, is_positive
 
 OCTAVE_SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 
@@ -42,7 +42,7 @@ def grid_anchors(cell: Tensor, grid: tuple[int, int], stride: tuple[float, float
 def _check_list(name: str, values: Any, good: Callable[[Any], bool]) -> None:
     if not isinstance(values, Sequence) or isinstance(values, str) or not values or not all(map(good, values)):
         wanted = "whole numbers of at least 0" if name == "levels" else "positive numbers"
-        raise ValueError(f"{name}: a list of {wanted} wanted, got {values!r}"[:300])
+        raise ValueError(f"{name}: a list of {wanted} wanted, got {describe(values)}")
 
 
 class AnchorGenerator:
@@ -86,7 +86,7 @@ class AnchorGenerator:
         if len(self.sizes) != len(self.levels):
             raise ValueError(f"sizes: one per level wanted, got {len(self.sizes)} sizes for {len(self.levels)} levels")
         if not is_number(centre):
-            raise ValueError(f"centre: a number wanted, in strides, got {centre!r}")
+            raise ValueError(f"centre: a number wanted, in strides, got {describe(centre)}")
         self.ratios, self.scales = tuple(ratios), tuple(scales)
         self.centre, self.torchvision_compat = centre, torchvision_compat
         for size in self.sizes:
@@ -128,9 +128,9 @@ class AnchorGenerator:
         """
         if not torch.compiler.is_compiling():  # there sizes are symbols, and a check would be a graph break
             if not isinstance(image_size, Sequence) or len(image_size) != 2 or not all(map(is_count, image_size)):
-                raise ValueError(f"image_size: (height, width) in whole pixels wanted, got {image_size!r}")
+                raise ValueError(f"image_size: (height, width) in whole pixels wanted, got {describe(image_size)}")
             if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-                raise TypeError(f"dtype: a floating point one wanted, got {dtype!r}")
+                raise TypeError(f"dtype: a floating point one wanted, got {describe(dtype)}")
         key = (tuple(image_size), torch.device(device), dtype)
         if key not in self._cache:
             if len(self._cache) >= 64:  # a dataset of unequal sizes must not fill the memory

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from focal_tutorial._numbers import is_number
+from focal_tutorial._numbers import describe, is_number
 
 # A predicted side may be at most 1000/16 times the anchor's: exp() of a wild logit must not overflow.
 MAX_LOG_RATIO = math.log(1000.0 / 16)
@@ -25,7 +25,7 @@ def _checked(**given: Tensor) -> list[Tensor]:
         return list(given.values())
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: a tensor (…, 4) wanted, got {type(tensor).__name__}")
+            raise TypeError(f"{name}: a tensor (…, 4) wanted, got {describe(tensor)}")
         if tensor.ndim == 0 or tensor.shape[-1] != 4:
             raise ValueError(f"{name}: shape (…, 4) wanted, got {tuple(tensor.shape)}")
         if tensor.dtype not in _REAL:
@@ -94,7 +94,7 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """
     (boxes,) = _checked(boxes=boxes)
     if not torch.compiler.is_compiling() and not (_is_pair(size) and all(is_number(side, 0) for side in size)):
-        raise ValueError(f"size: (height, width) of at least 0 wanted, got {size!r}")
+        raise ValueError(f"size: (height, width) of at least 0 wanted, got {describe(size)}")
     height, width = size
     limit = boxes.new_tensor([width, height, width, height])
     return torch.minimum(boxes.clamp(min=0), limit)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -25,6 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from focal_tutorial._numbers import is_number
+from focal_tutorial.data.coco_images import category_name, is_int, short
 from focal_tutorial.data.dataset import DetectionDataset
 from focal_tutorial.distributed import gather_lists, rank, share, world_size
 from focal_tutorial.errors import InputError
@@ -250,10 +251,10 @@ def _read_results(results: Results | str | PathLike[str]) -> Results:
     if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= RESULT_FIELDS for row in rows):
         raise InputError(f"{name}: not COCO results, a list of objects with {', '.join(sorted(RESULT_FIELDS))}")
     for number, row in enumerate(rows):
-        ids = isinstance(row["image_id"], int | str) and isinstance(row["category_id"], int | str)
-        if not (ids and _is_box(row["bbox"]) and _is_finite(row["score"])):
+        ids = _is_id(row["image_id"]) and _is_id(row["category_id"])
+        if not (ids and _is_box(row["bbox"]) and is_number(row["score"])):
             raise InputError(
-                f"{name}: entry {number} has no ids, four finite numbers as bbox and a finite score: {row}"
+                f"{name}: entry {number} has no ids, four finite numbers as bbox and a finite score: {short(row)}"
             )
     return [{field: row[field] for field in RESULT_FIELDS} for row in rows]
 
@@ -263,27 +264,30 @@ def ground_truth(annotations: Annotations) -> COCO:
 
     They are numbered from 1, because pycocotools reads a match with annotation id 0 as no match. A missing
     `iscrowd` is 0, a missing `area` is width times height, a category without a name is called by its id.
-    Annotations without a box of four finite numbers, or of images or categories that are not listed, are left
-    out. All others count, as they would by hand.
+    Categories of one name get their ids appended. Annotations without a box of four finite numbers, with an `iscrowd`
+    that is no number, or of images or categories that are not listed, are left out. All others count, as they would
+    by hand.
     """
     data = annotations if isinstance(annotations, dict) else _read_json(annotations)
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in COCO_KEYS):
         raise InputError(f"{_name(annotations)}: not COCO annotations; they need the lists {', '.join(COCO_KEYS)}")
     for key in ("images", "categories"):
-        if not all(isinstance(entry, dict) and isinstance(entry.get("id"), int | str) for entry in data[key]):
+        if not all(isinstance(entry, dict) and _is_id(entry.get("id")) for entry in data[key]):
             raise InputError(
                 f"{_name(annotations)}: an entry of `{key}` has no id; `focal-tutorial inspect` lists such"
             )
+        if len({type(entry["id"]) for entry in data[key]}) > 1:  # pycocotools sorts them
+            raise InputError(f"{_name(annotations)}: the ids of `{key}` are numbers and texts; make them one kind")
     images = {image["id"] for image in data["images"]}
-    categories = {category["id"]: str(category.get("name", category["id"])) for category in data["categories"]}
+    categories = _distinct_names(data["categories"])
     usable: list[dict[str, Any]] = []
     for a in data["annotations"]:
-        if not (isinstance(a, dict) and _is_box(a.get("bbox"))):
+        if not (isinstance(a, dict) and _is_box(a.get("bbox")) and isinstance(a.get("iscrowd") or 0, int)):
             continue
         ids = a.get("image_id"), a.get("category_id")
-        if all(isinstance(number, int | str) for number in ids) and ids[0] in images and ids[1] in categories:
-            area = a["area"] if _is_finite(a.get("area")) else a["bbox"][2] * a["bbox"][3]
-            usable.append({**a, "id": len(usable) + 1, "area": area, "iscrowd": int(a.get("iscrowd") or 0)})
+        if all(map(_is_id, ids)) and ids[0] in images and ids[1] in categories:
+            area = a["area"] if is_number(a.get("area")) else a["bbox"][2] * a["bbox"][3]
+            usable.append({**a, "id": len(usable) + 1, "area": area, "iscrowd": int(bool(a.get("iscrowd")))})
     named = [{**category, "name": categories[category["id"]]} for category in data["categories"]]
     return _index({**data, "annotations": usable, "categories": named})
 
@@ -309,12 +313,21 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
+def _distinct_names(categories: list[dict[str, Any]]) -> dict[Any, str]:
+    names: dict[Any, str] = {}
+    for category in categories:
+        name = category_name(category)
+        if category["id"] not in names:  # per-class results are keyed by name
+            names[category["id"]] = f"{name} ({category['id']})" if name in names.values() else name
+    return names
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) or is_int(value)
+
+
 def _is_box(box: Any) -> bool:
-    return isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_finite, box))
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box))
 
 
 def _name(annotations: Annotations) -> str:
@@ -334,7 +347,7 @@ def _read_json(path: str | PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); is the file complete?") from error
 
 

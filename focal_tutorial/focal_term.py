@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._numbers import is_number
+from ._numbers import describe, is_number
 
 
 def _parts(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -123,4 +123,4 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def check_gamma(gamma: float) -> None:
     if isinstance(gamma, Tensor) or not is_number(gamma, 0):
-        raise ValueError(f"gamma must be a finite number >= 0, got {gamma!r}")
+        raise ValueError(f"gamma must be a finite number >= 0, got {describe(gamma)}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._loss_checks import check_common
-from ._numbers import is_positive
+from ._numbers import describe, is_positive
 from .losses import _balance, _dense_targets, _reduce
 
 __all__ = ["hinge_loss"]
@@ -35,7 +35,7 @@ def hinge_loss(
         ValueError, TypeError: an argument of the wrong shape, dtype or range.
     """
     if not is_positive(margin) or margin > 1:
-        raise ValueError(f"margin must lie in (0, 1], got {margin!r}")
+        raise ValueError(f"margin must lie in (0, 1], got {describe(margin)}")
     targets = check_common(inputs, targets, alpha, reduction, normalizer)
     x, t = _dense_targets(inputs, targets)
     positive = (margin - torch.sigmoid(x)).clamp(min=0)

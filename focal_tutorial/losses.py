@@ -117,9 +117,9 @@ def focal_loss_star(
     Other arguments as in :func:`sigmoid_focal_loss`.
     """
     if not is_positive(gamma):
-        raise ValueError(f"gamma must be a finite number > 0, got {gamma!r}")
+        raise ValueError(f"gamma must be a finite number > 0, got {describe(gamma)}")
     if not is_number(beta):
-        raise ValueError(f"beta must be a finite number, got {beta!r}")
+        raise ValueError(f"beta must be a finite number, got {describe(beta)}")
     targets = check_common(inputs, targets, alpha, reduction, normalizer)
     x, t = _dense_targets(inputs, targets)
     positive = focal_term(beta + gamma * x, 0.0) / gamma  # gamma = 0: -log sigmoid, exactly
@@ -157,7 +157,7 @@ def softmax_focal_loss(
     check_reduction(reduction)
     dim = check_softmax(inputs, targets, alpha)
     if not is_number(ignore_index) or ignore_index != int(ignore_index):
-        raise ValueError(f"ignore_index must be a whole number, got {ignore_index!r}")
+        raise ValueError(f"ignore_index must be a whole number, got {describe(ignore_index)}")
     targets = targets.long()
     kept = targets != ignore_index
     index = torch.where(kept, targets, 0).unsqueeze(dim)
@@ -182,7 +182,7 @@ def smooth_l1(inputs: Tensor, targets: Tensor, beta: float = 1 / 9, reduction: s
     """
     check_reduction(reduction)
     if not is_number(beta, 0):
-        raise ValueError(f"beta must be a finite number >= 0, got {beta!r}")
+        raise ValueError(f"beta must be a finite number >= 0, got {describe(beta)}")
     for name, tensor in (("inputs", inputs), ("targets", targets)):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise TypeError(f"{name} must be a floating point tensor, got {describe(tensor)}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from focal_tutorial._numbers import is_number, is_positive
+from focal_tutorial._numbers import describe, is_number, is_positive
 from focal_tutorial.losses import BACKGROUND, IGNORE
 
 __all__ = ["BACKGROUND", "IGNORE", "match_anchors", "match_iou", "pairwise_iou"]
@@ -99,7 +99,7 @@ def _check(foreground_iou: float, background_iou: float, low_quality_iou: float 
     if not ordered or not (low_quality_iou is None or is_number(low_quality_iou, 0, 1)):
         raise ValueError(
             "0 ≤ background_iou ≤ foreground_iou ≤ 1, foreground_iou > 0 and low_quality_iou in [0, 1] or None wanted, "
-            f"got {background_iou!r}, {foreground_iou!r} and {low_quality_iou!r}"
+            f"got {describe(background_iou)}, {describe(foreground_iou)} and {describe(low_quality_iou)}"
         )
 
 

@@ -51,7 +51,7 @@ def varifocal_loss(
     """
     check_gamma(gamma)
     if isinstance(alpha, Tensor) or not is_positive(alpha):
-        raise ValueError(f"alpha must be a finite number > 0, got {alpha!r}")
+        raise ValueError(f"alpha must be a finite number > 0, got {describe(alpha)}")
     x, q = _logits_and_quality(inputs, targets, reduction, normalizer)
     positive = q * _Focal.apply(x, q, 0.0)  # gamma = 0: cross entropy, exactly
     negative = alpha * _Focal.apply(x, torch.zeros_like(x), gamma)
@@ -78,7 +78,7 @@ def quality_focal_loss(
     Source: Li et al., Generalized Focal Loss (2020), the equation called QFL.
     """
     if isinstance(beta, Tensor) or not is_number(beta, 0):
-        raise ValueError(f"beta must be a finite number >= 0, got {beta!r}")
+        raise ValueError(f"beta must be a finite number >= 0, got {describe(beta)}")
     x, y = _logits_and_quality(inputs, targets, reduction, normalizer)
     return _reduce(_QualityFocal.apply(x, y, beta), inputs, targets, reduction, normalizer)
 

@@ -10,9 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from focal_tutorial._numbers import describe, is_count, is_number, is_positive
+
 Target = dict[str, Tensor]
 Size = tuple[int, int]
 
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -36,6 +40,9 @@ class Preprocess(nn.Module):
         size_divisible: pad to a multiple of this (Detectron 128, torchvision 32); not used with `canvas`.
         antialias: filter before shrinking, as Pillow does; torchvision's detection models do not.
         mean, std: per channel, of images in [0, 1].
+
+    Raises:
+        ValueError: for a size that is no whole number of at least 1, or a mean or std that is not three numbers.
     """
 
     mean: Tensor
@@ -53,6 +60,7 @@ class Preprocess(nn.Module):
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
+        _check_settings(min_size, max_size, canvas, size_divisible, mean, std)
         self.min_size, self.max_size = min_size, max_size
         self.canvas = None if canvas is None else (int(canvas[0]), int(canvas[1]))
         self.size_divisible, self.antialias = size_divisible, antialias
@@ -113,8 +121,32 @@ class Preprocess(nn.Module):
         return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False, antialias=self.antialias)[0]
 
 
+def _check_settings(
+    min_size: int | None,
+    max_size: int,
+    canvas: Size | None,
+    size_divisible: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> None:
+    sizes = {"min_size": 1 if min_size is None else min_size, "max_size": max_size, "size_divisible": size_divisible}
+    for name, value in sizes.items():
+        if not is_count(value):
+            raise ValueError(f"{name}: a whole number of at least 1 wanted, got {describe(value)}")
+    if canvas is not None and not (isinstance(canvas, Sequence) and len(canvas) == 2 and all(map(is_count, canvas))):
+        raise ValueError(f"canvas: (height, width) in whole pixels wanted, got {describe(canvas)}")
+    for name, values, good in (("mean", mean, is_number), ("std", std, is_positive)):
+        if not isinstance(values, Sequence) or len(values) != 3 or not all(map(good, values)):
+            raise ValueError(f"{name}: three finite numbers wanted, those of std above 0, got {describe(values)}")
+
+
 def check_images(images: Tensor | Sequence[Tensor]) -> None:
     """Raise for anything but colour images, float in [0, 1] or uint8, with a message that says which and why."""
+    several = (
+        images.ndim > 0 if isinstance(images, Tensor) else isinstance(images, Sequence) and not isinstance(images, str)
+    )
+    if not several:
+        raise TypeError(f"images: a list of tensors (3, H, W) or a tensor (N, 3, H, W) wanted, got {describe(images)}")
     if len(images) == 0:
         raise ValueError("images: at least one image wanted, got none")
     for i, image in enumerate(images if not isinstance(images, Tensor) else [images]):
@@ -126,7 +158,7 @@ def check_images(images: Tensor | Sequence[Tensor]) -> None:
             raise ValueError(f"{name}: shape ({'N, ' * (wanted - 3)}3, H, W) wanted, got {tuple(image.shape)}")
         if image.dtype == torch.uint8:
             continue
-        if not image.is_floating_point():
+        if image.dtype not in _FLOATS:
             raise TypeError(f"{name}: float in [0, 1] or uint8 wanted, got {image.dtype}")
         low, high = (value.item() for value in image.detach().aminmax())
         if not (low >= -1 and high <= 2):  # NaN fails too; augmentation may leave [0, 1] a little
@@ -139,6 +171,8 @@ def check_targets(targets: Sequence[Target] | None, images: int, num_classes: in
     """Raise for targets that do not fit: number, keys, shapes, dtypes, labels out of range, boxes without area."""
     if targets is None:
         raise ValueError("targets are needed in training mode; call model.eval() to get detections")
+    if not isinstance(targets, Sequence) or isinstance(targets, str):
+        raise TypeError(f"targets: a list of dictionaries with boxes and labels wanted, got {describe(targets)}")
     if len(targets) != images:
         raise ValueError(f"targets: one per image wanted, got {len(targets)} for {images} images")
     for i, target in enumerate(targets):
@@ -153,7 +187,7 @@ def check_targets(targets: Sequence[Target] | None, images: int, num_classes: in
             raise ValueError(
                 f"{name}: boxes (M, 4) and labels (M,) wanted, got {tuple(boxes.shape)} and {tuple(labels.shape)}"
             )
-        if not boxes.is_floating_point() or labels.is_floating_point() or labels.dtype == torch.bool:
+        if boxes.dtype not in _FLOATS or labels.dtype not in _INTEGERS:
             raise TypeError(f"{name}: float boxes and integer labels wanted, got {boxes.dtype} and {labels.dtype}")
         if len(labels) == 0:
             continue

@@ -32,7 +32,7 @@ def _check(labels: Tensor, losses: Tensor | None = None, boxes: Tensor | None = 
         high = 1 if name in ("foreground_fraction", "nms_iou") else math.inf
         if not (is_count(value, 0) if count else is_number(value, 0, high)):
             kind = "a whole number" if count else "a number up to 1" if high == 1 else "a number"
-            raise ValueError(f"{name}: {kind} of at least 0 wanted, got {value!r}")
+            raise ValueError(f"{name}: {kind} of at least 0 wanted, got {describe(value)}")
 
 
 def _is_real(tensor: Tensor) -> bool:

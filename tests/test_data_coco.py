@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -465,3 +466,35 @@ def test_reading_is_linear_and_fast(tmp_path):
     data = read_coco(path)
     assert time.perf_counter() - start < 10
     assert len(data.boxes) + len(data.problems) == 100_000 and len(data.problems) > 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [('{"images": [' + "9" * 5000 + "]}", "not valid JSON"), ("[" * 100_000, "nested too deeply")]
+)
+def test_numbers_and_nesting_beyond_what_python_reads(tmp_path, text, words):
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_coco(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("name", ["pipe", "a" * 256 + ".png", "/dev/zero", "x\ny.png", "\ud800.png"])
+def test_a_name_that_is_no_plain_file_is_one_problem(tmp_path, name):
+    """A pipe would wait for ever, a name too long for the file system raised, a line end broke the report."""
+    images, path = write_coco(tmp_path, coco(images=[image_entry(file_name=name), GOOD], annotations=[]))
+    os.mkfifo(images / "pipe")
+    problems = CocoDataset(images, path).problems
+    assert [p.id for p in problems] == [7] and str(problems[0]).isprintable()
+
+
+def test_ids_and_crowds_that_pycocotools_has_no_room_for(tmp_path):
+    entries = [box(10**400, [1, 1, 2, 2]), box(2, [3, 3, 2, 2], iscrowd=256, area=True)]
+    images, path = write_coco(tmp_path, coco(annotations=entries))
+    dataset = CocoDataset(images, path)
+    assert count_problems(dataset.problems) == {"malformed annotation": 1}
+    assert dataset.coco_dict()["annotations"] == [box(2, [3, 3, 2, 2], iscrowd=1, area=4)]
+
+
+def test_recorded_problems_of_wrong_types_are_no_problems(tmp_path):
+    record = {"file": "x.xml", "id": 4, "kind": ["zero-size box"], "detail": "dropped"}
+    _, path = write_coco(tmp_path, coco(info={"problems": [record]}))
+    assert count_problems(read_coco(path).problems) == {}

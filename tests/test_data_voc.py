@@ -227,3 +227,21 @@ def test_real_annotations(tmp_path):
     assert [int((data.labels == k).sum()) for k in range(3)] == [361, 4153, 372]
     assert data.boxes.min() == 0 and data.boxes[:, 2].max() == 640 and data.boxes[:, 3].max() == 480
     assert count_problems(data.problems) == {"zero-size box": 2}
+
+
+def test_a_size_without_bounds_is_no_size(tmp_path):
+    """Minus infinity raised an OverflowError; 1e300 pixels went into the JSON."""
+    for name, width in (("a", "-inf"), ("b", "1e300"), ("c", "50")):
+        text = (
+            "<object><name>x</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object>"
+        )
+        size = f"<size><width>{width}</width><height>40</height></size>"
+        (tmp_path / f"{name}.xml").write_text(f"<annotation>{size}{text}</annotation>")
+    problems = convert_voc(tmp_path, tmp_path / "out.json")
+    assert [(p.file, p.kind) for p in problems] == [(f"{n}.xml", "malformed image entry") for n in "ab"]
+
+
+def test_a_file_name_too_long_for_the_file_system_is_looked_for_in_vain(tmp_path):
+    (tmp_path / "a.xml").write_text(f"<annotation><filename>{'a' * 300}.png</filename></annotation>")
+    with pytest.raises(InputError, match="missing image"):
+        convert_voc(tmp_path, tmp_path / "out.json", image_dir=tmp_path)

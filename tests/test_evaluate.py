@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from focal_tutorial.data.shapes import ShapesDataset
 from focal_tutorial.errors import InputError
-from focal_tutorial.evaluate import detect, detections_to_coco, evaluate, evaluate_coco, pr_curves
+from focal_tutorial.evaluate import detect, detections_to_coco, evaluate, evaluate_coco, ground_truth, pr_curves
 
 KEYS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"]
 
@@ -283,3 +283,23 @@ def test_results_of_a_real_model_are_those_by_hand(tmp_path: Path) -> None:
     assert [metrics[key] for key in KEYS] == pytest.approx(stats, abs=1e-9)
     in_bf16 = detect(model, dataset, amp="bf16")
     assert in_bf16 and in_bf16 != results
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [({"bbox": [10**400, 0, 1, 1]}, 0), ({"iscrowd": "yes"}, 0), ({"iscrowd": 256}, 1), ({"image_id": True}, 0)],
+)
+def test_annotations_of_wrong_numbers_are_left_out(change, kept):
+    """An integer beyond any float, a crowd flag that is a text or does not fit a byte, a bool for an id."""
+    truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}]}
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], **change}
+    assert len(ground_truth({**truth, "annotations": [annotation]}).anns) == kept
+    assert evaluate_coco({**truth, "annotations": [annotation]}, [])["AP"] in (None, 0.0)
+
+
+def test_ids_of_two_kinds_are_refused_and_names_made_distinct():
+    truth = {"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": "b", "name": "a"}]}
+    with pytest.raises(InputError, match="ids of `categories` are numbers and texts"):
+        evaluate_coco(truth, [])
+    truth["categories"][1]["id"] = 2
+    assert list(evaluate_coco(truth, [])["per_class"]) == ["a", "a (2)"]

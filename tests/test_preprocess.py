@@ -101,3 +101,32 @@ def test_targets_are_needed_and_one_per_image() -> None:
         check_targets(None, 1, 3)
     with pytest.raises(ValueError, match="got 1 for 2 images"):
         check_targets([BOX], 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("size_divisible", 0),
+        ("min_size", -1),
+        ("max_size", None),
+        ("canvas", (0, 5)),
+        ("canvas", 5),
+        ("std", (0.0, 1.0, 1.0)),
+        ("mean", (float("nan"), 0.0, 0.0)),
+    ],
+)
+def test_a_setting_that_makes_no_image_is_named(setting, value):
+    with pytest.raises(ValueError, match=f"{setting}: "):
+        Preprocess(**{setting: value})
+
+
+@pytest.mark.parametrize("images", [5, None, "ab", torch.tensor(0.5), {"a": 1}, [torch.zeros(3, 4, 4) * 1j]])
+def test_what_is_no_list_of_images_is_named(images):
+    with pytest.raises(TypeError, match="images"):
+        Preprocess()(images)
+
+
+@pytest.mark.parametrize("targets", [5, {"boxes": 1}, [{"boxes": torch.zeros(1, 4), "labels": torch.zeros(1) * 1j}]])
+def test_what_is_no_list_of_targets_is_named(targets):
+    with pytest.raises(TypeError, match="targets"):
+        check_targets(targets, 1, 2)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from focal_tutorial._numbers import is_number
+from focal_tutorial._numbers import is_positive
 from focal_tutorial.data.coco_annotations import check_annotations
 from focal_tutorial.data.coco_images import Json, check_categories, check_images_list, is_int
 from focal_tutorial.data.dataset import DetectionDataset, Sample
@@ -213,12 +213,11 @@ def _for_evaluation(record: Json) -> Json:
     """The fields pycocotools reads, the optional ones filled in."""
     box = record["bbox"]
     area = record.get("area")
-    usable = is_number(area) and area > 0
     return {
         "id": record["id"],
         "image_id": record["image_id"],
         "category_id": record["category_id"],
         "bbox": box,
-        "area": area if usable else box[2] * box[3],
+        "area": area if is_positive(area) else box[2] * box[3],
         "iscrowd": int(bool(record.get("iscrowd", 0))),  # pycocotools has a byte for it
     }

@@ -138,12 +138,13 @@ def _read_voc(
         return None
     name = _image_name(root, file, image_dir)
     height, width = (_number(root, f"size/{key}") for key in ("height", "width"))
-    size = (int(height), int(width)) if height < math.inf and width < math.inf else (0, 0)  # 0 for NaN, too
+    sized = 0 < height < 2**31 and 0 < width < 2**31  # no for NaN, too
+    size = (int(height), int(width)) if sized else (0, 0)
     if image_dir is not None:
         try:
             shown, stored = image_size(Path(image_dir) / name)
         except InputError as error:
-            kind = "unreadable image" if (Path(image_dir) / name).exists() else "missing image"
+            kind = "unreadable image" if os.path.exists(Path(image_dir) / name) else "missing image"
             problems.append(Problem(file.name, number, kind, f"{error}; dropped"))
             return None
         size = size if min(size) > 0 else shown  # some tools write 0
@@ -183,7 +184,7 @@ def _image_name(root: ET.Element, file: Path, image_dir: str | Path | None) -> s
     candidates = [said] if Path(said).stem == file.stem and Path(said).suffix else []
     candidates += [file.stem + suffix for suffix in (*IMAGE_SUFFIXES, *(s.upper() for s in IMAGE_SUFFIXES))]
     candidates += [said] if said else []
-    return next((name for name in candidates if (Path(image_dir) / name).is_file()), candidates[0])
+    return next((name for name in candidates if os.path.isfile(Path(image_dir) / name)), candidates[0])
 
 
 def _objects(
