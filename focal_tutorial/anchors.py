@@ -39,9 +39,8 @@ def grid_anchors(cell: Tensor, grid: tuple[int, int], stride: tuple[float, float
     return (shifts + cell).reshape(-1, 4)
 
 
-def _check_list(name: str, values: Any, good: Callable[[Any], bool]) -> None:
+def _check_list(name: str, values: Any, good: Callable[[Any], bool], wanted: str) -> None:
     if not isinstance(values, Sequence) or isinstance(values, str) or not values or not all(map(good, values)):
-        wanted = "whole numbers of at least 0" if name == "levels" else "positive numbers"
         raise ValueError(f"{name}: a list of {wanted} wanted, got {describe(values)}")
 
 
@@ -60,7 +59,8 @@ class AnchorGenerator:
 
     Raises:
         ValueError: where sizes and levels differ in number, a level is no whole number of 0 … 30, or a size, ratio or
-            scale is not positive; from a call, where the image has no area.
+            scale is not positive, or an anchor would have a side beyond 0.01 … 10⁷ pixels; from a call, where the
+            image has no area.
 
     Source: RetinaNet paper §4, "Anchors". A 640×640 image has 76,725 of them, an 800×1344 one 201,600.
     """
@@ -75,26 +75,28 @@ class AnchorGenerator:
         centre: float = 0.5,
         torchvision_compat: bool = False,
     ) -> None:
-        for name, values in {"levels": levels, "ratios": ratios, "scales": scales}.items():
-            _check_list(name, values, is_positive if name != "levels" else lambda level: is_count(level, 0))
-        if max(levels) > 30:
-            raise ValueError(f"levels: at most 30 wanted, a stride of 2^30 pixels, got {max(levels)}")
-        self.levels = tuple(levels)
-        if sizes is not None:
-            _check_list("sizes", sizes, is_positive)
-        self.sizes = tuple(4.0 * 2**level for level in levels) if sizes is None else tuple(map(float, sizes))
-        if len(self.sizes) != len(self.levels):
-            raise ValueError(f"sizes: one per level wanted, got {len(self.sizes)} sizes for {len(self.levels)} levels")
-        if not is_number(centre):
-            raise ValueError(f"centre: a number wanted, in strides, got {describe(centre)}")
+        _check_list("levels", levels, lambda level: is_count(level, 0) and level <= 30, "whole numbers of 0 … 30")
+        sizes = [4.0 * 2**level for level in levels] if sizes is None else sizes
+        for name, values in {"sizes": sizes, "ratios": ratios, "scales": scales}.items():
+            _check_list(name, values, is_positive, "positive numbers")
+        if len(sizes) != len(levels):
+            raise ValueError(f"sizes: one per level wanted, got {len(sizes)} sizes for {len(levels)} levels")
+        if not is_number(centre, -1000, 1000):
+            raise ValueError(f"centre: a number of strides wanted, got {describe(centre)}")
+        self.levels, self.sizes = tuple(levels), tuple(map(float, sizes))
         self.ratios, self.scales = tuple(ratios), tuple(scales)
         self.centre, self.torchvision_compat = centre, torchvision_compat
+        self._check_sides()
+        self._cache: dict[object, list[Tensor]] = {}
+
+    def _check_sides(self) -> None:
+        """Raise for an anchor so small that float32 has no room for it beside an image's coordinates, or so large."""
         for size in self.sizes:
             with torch.device("cpu"):  # a model may be built on "meta", where no number can be looked at
-                sides = self._cell(size)[:, 2:] - self._cell(size)[:, :2]
-            if not (sides.isfinite() & (sides > 0)).all():
-                raise ValueError(f"sizes, ratios, scales: at size {size:g} some anchor would have no finite area")
-        self._cache: dict[object, list[Tensor]] = {}
+                cell = self._cell(size)
+            sides = cell[:, 2:] - cell[:, :2]  # (A, 2)
+            if not ((sides >= 0.01) & (sides <= 1e7)).all():
+                raise ValueError(f"sizes, ratios, scales: sides of 0.01 … 10⁷ pixels wanted, not so at size {size:g}")
 
     @property
     def num_anchors(self) -> int:
