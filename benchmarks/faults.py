@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from fault_tools import PHASES, WRITING, SlowServer, contents, made_up_archive, must, run
 
+from focal_tutorial.results import load_result, save_result
+
 TRAINING = """train --seed 0 --steps {steps} --batch-size 1 --warmup-steps 2 --log-every 2 --save-every 1 --eval-every 1
  --deterministic --resume-or-start --out {out} --shapes num_train=12 --shapes num_val=2 --shapes size=64
  --shapes radius=[6,12] --shapes distractors=[0,2] --option levels=[3,4] --option widths=[16,32,256]
@@ -135,8 +137,10 @@ def drill_download(folder: Path, kills: int, draw: random.Random, body: bytes, s
     reference = contents(folder / "whole" / "bccd")
     must(look_at_root(folder / "whole", body, reference), "an undisturbed download is not whole")
     while len(records) < kills or not look_at_root(roots[-1], body, reference):
-        # The phase is drawn first, so that the short ones have their turn, and then the moment in it.
-        phase = draw.choice(FETCHING) if len(records) < kills else None
+        # The phase is drawn first, of those to come, so that the short ones have their turn; then the moment in it.
+        fetched = (roots[-1] / bccd.ARCHIVE).exists()
+        phase = "download" if not fetched and draw.random() < 0.6 else draw.choice(FETCHING[1:])
+        phase = phase if len(records) < kills else None
         delay = draw.uniform(0, whole["durations"].get(phase, 0.0)) if phase else None
         record = run(folder, ["data", "bccd", "--root", str(roots[-1])], delay, phase=phase, **served)
         complete = look_at_root(roots[-1], body, reference)
@@ -195,29 +199,31 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of the training")
     parser.add_argument("--window", type=float, default=1.5, help="seconds of training in which it is killed")
     parser.add_argument("--seconds", type=float, default=3.0, help="of the download")
+    parser.add_argument("--only", choices=("training", "download"), help="the other part stays in the file")
     parser.add_argument("--no-write", action="store_true", help="print only")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     start, folder = time.perf_counter(), Path(tempfile.mkdtemp(prefix="faults-"))
-    body = real_archive()
-    config = {k: v for k, v in vars(arguments).items() if k != "no_write"} | {
-        "training": " ".join(TRAINING.format(steps=arguments.steps, out="RUN").split()),
+    body, a = real_archive(), arguments
+    config = {k: v for k, v in vars(a).items() if k not in ("no_write", "only")} | {
+        "training": " ".join(TRAINING.format(steps=a.steps, out="RUN").split()),
         "archive": "BCCD" if body else "made up",
     }
+    run: dict[str, Any] = {"seed": a.seed, "metrics": {}, "kills": {}}
+    if a.only:
+        run = load_result("faults_cpu")["runs"][0]
     try:
-        draw = random.Random(arguments.seed)
-        training = drill_training(folder, arguments.kills, draw, arguments.steps, arguments.window)
-        download = drill_download(folder, arguments.kills, draw, body or made_up_archive(), arguments.seconds)
+        if a.only != "download":
+            run["metrics"]["training"] = drill_training(folder, a.kills, random.Random(a.seed), a.steps, a.window)
+        if a.only != "training":
+            made = body or made_up_archive()
+            run["metrics"]["download"] = drill_download(folder, a.kills, random.Random(a.seed), made, a.seconds)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    kills = {"training": training.pop("records"), "download": download.pop("records")}
-    metrics = {"training": training, "download": download}
-    print(json.dumps(metrics, indent=1))
-    if not arguments.no_write:
-        from focal_tutorial.results import save_result
-
-        runs = [{"seed": arguments.seed, "metrics": metrics, "kills": kills}]
-        save_result("faults_cpu", {"config": config, "runs": runs}, wall_seconds=time.perf_counter() - start)
+    run["kills"] |= {name: part.pop("records") for name, part in run["metrics"].items() if "records" in part}
+    print(json.dumps(run["metrics"], indent=1))
+    if not a.no_write:
+        save_result("faults_cpu", {"config": config, "runs": [run]}, wall_seconds=time.perf_counter() - start)
 
 
 if __name__ == "__main__":
