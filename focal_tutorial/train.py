@@ -148,7 +148,7 @@ class Run:
         )  # fmt: skip
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=c.amp == "fp16")
         if c.compile:  # the network alone: matching and losses follow the boxes, whose number changes
-            model.network = torch.compile(model.network)  # type: ignore[method-assign]
+            model.compile_network()
         self.parallel = data_parallel(model)
 
     def finish(self) -> dict[str, Any]:
