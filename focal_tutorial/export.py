@@ -267,16 +267,12 @@ def _to_onnx(program: ExportedProgram, outputs: Sequence[str], inputs: Sequence[
 def _name_batch(proto: Any) -> None:
     """Give a first dimension that is open its name, which torch calls s34 or so, or forgets (torch 2.6)."""
     graph = proto.graph
-    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    if not symbol:
+    if not graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         return
-    for value in graph.output:
+    del graph.value_info[:]  # shapes within the graph, which every runtime finds by itself; torch 2.6 has wrong ones
+    for value in (*graph.input, *graph.output):
         if value.name != "anchors":
-            value.type.tensor_type.shape.dim[0].dim_param = symbol
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == symbol:
-                dim.dim_param = "batch"
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
 
 
 def split_detections(boxes: Any, scores: Any, labels: Any, counts: Any) -> list[dict[str, Tensor]]:
