@@ -179,7 +179,7 @@ def work(s: dict[str, Any], model: nn.Module, images: list[Tensor], targets: lis
         return detect
     model.train()
     learning = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learning, lr=1e-9, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(learning, lr=0.0, momentum=0.9, weight_decay=1e-4)  # every step the same one
 
     def step() -> dict[str, Tensor]:
         with precision():
