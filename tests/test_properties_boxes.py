@@ -71,6 +71,7 @@ def sized(part: Tensor) -> Tensor:
     anchor=st.tuples(CORNER, CORNER, SIDE, SIDE),
     dtype=st.sampled_from([torch.float64, torch.float32]),
 )
+@example(deltas=[(0.0, 0.0, 1.0, math.nan)], anchor=(0.0, 0.0, 1.0, 1.0), dtype=torch.float32)
 @example(deltas=[(0.0, 0.0, math.inf, -math.inf)], anchor=(0.0, 0.0, 10.0, 10.0), dtype=torch.float32)
 def test_any_deltas_decode_to_the_formula(deltas: Any, anchor: Any, dtype: torch.dtype):
     x, y, w, h = anchor
@@ -82,7 +83,8 @@ def test_any_deltas_decode_to_the_formula(deltas: Any, anchor: Any, dtype: torch
     cx, cy = dx * wa + xa, dy * ha + ya
     half_w, half_h = (s * d.minimum(d.new_tensor(MAX_LOG_RATIO)).exp() / 2 for s, d in ((wa, dw), (ha, dh)))
     wanted = torch.stack([cx - half_w, cy - half_h, cx + half_w, cy + half_h], dim=1)
-    slack = 64 * torch.finfo(dtype).eps * (wanted.abs() + half_w[:, None] + half_h[:, None] + abs(x) + abs(y) + w + h)
+    halves = torch.stack([half_w, half_h] * 2, dim=1)
+    slack = 64 * torch.finfo(dtype).eps * (wanted.abs() + halves + abs(x) + abs(y) + w + h)
     equal = (got.double() - wanted).abs() <= slack
     same = equal | (got.double() == wanted.to(dtype).double()) | (got.isnan() & wanted.isnan())
     edge = wanted.abs() > torch.finfo(dtype).max / 2  # there an intermediate result may be infinite already
@@ -114,14 +116,17 @@ TENSORS = st.builds(
     st.sampled_from(DTYPES),
 )
 
+ROWS = st.lists(st.integers(1, 3), max_size=2).map(lambda shape: torch.ones(*shape, 4))
+
 
 @fuzz(
     "boxes: malformed",
     call=st.sampled_from([encode_boxes, decode_boxes, clip_boxes]),
-    one=TENSORS | JUNK,
-    two=TENSORS | JUNK,
+    one=ROWS | TENSORS | JUNK,
+    two=ROWS | ROWS | TENSORS | JUNK,
     size=st.tuples(st.integers(0, 9), st.integers(0, 9)) | JUNK | st.tuples(JUNK, JUNK),
 )
+@example(call=encode_boxes, one=torch.zeros(3, 4), two=torch.zeros(2, 4), size=None)
 @example(call=encode_boxes, one=torch.tensor([[9, 9, 4, 4]], dtype=torch.uint8), two=torch.ones(2, 4) * 3, size=None)
 @example(call=clip_boxes, one=torch.zeros(1, 4), two=None, size=(10**400, 1))
 @example(call=clip_boxes, one=torch.zeros(1, 4), two=None, size=5)

@@ -55,8 +55,16 @@ def exact(value: float | None) -> Fraction | None:
     thresholds=THRESHOLDS,
     low=LOW,
     dtype=st.sampled_from([torch.float32, torch.float64]),
+    copies=st.sampled_from([1, 1, 2, 17]),
 )
-def test_matching_is_the_rule_in_fractions(anchors: Any, boxes: Any, thresholds: Any, low: Any, dtype: torch.dtype):
+@example(
+    anchors=[(0, 0, 8, 8)], boxes=[(0, 0, 8, 7)], thresholds=(0.4, 0.5), low=None, dtype=torch.float32, copies=17
+)  # fmt: skip
+def test_matching_is_the_rule_in_fractions(
+    anchors: Any, boxes: Any, thresholds: Any, low: Any, dtype: torch.dtype, copies: int
+):
+    """Copies of a box tie, also with one of another block of `CHUNK`; the first wins."""
+    boxes = (boxes * copies)[:40]
     background, foreground = thresholds[0], max(thresholds[1], 0.1)
     grid = torch.tensor(anchors, dtype=dtype).reshape(-1, 4)
     given = torch.tensor(boxes, dtype=dtype).reshape(-1, 4)
