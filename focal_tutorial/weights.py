@@ -131,7 +131,7 @@ def check_sums(path: str | os.PathLike[str]) -> None:
 
     Raises:
         InputError: a part is not what was written.
-        OSError, zipfile.BadZipFile, …: the file cannot be read, or its table of contents is broken.
+        OSError: the file cannot be read. (And one of `BROKEN`, where its table of contents is.)
     """
     if not zipfile.is_zipfile(path):
         return
