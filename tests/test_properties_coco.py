@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from data_helpers import box, coco, picture
 from hypothesis import example
@@ -95,6 +96,7 @@ def is_sound(dataset: CocoDataset) -> None:
 @example(changes=[(("annotations", 0, "iscrowd"), 256)])
 @example(changes=[(("annotations", 0, "area"), True)])
 @example(changes=[(("info", None, "problems"), [{"file": 1, "id": [], "kind": [], "detail": {}}])])
+@example(changes=[(("info", None, "problems"), [{"file": "a", "id": None, "kind": [], "detail": "b"}])])
 @example(changes=[(("images", 0, "file_name"), "a" * 300)])
 @example(changes=[(("images", 0, "file_name"), "x\ny")])
 @example(changes=[(("categories", 0, "name"), "\ud800")])
@@ -112,13 +114,15 @@ def test_any_value_anywhere_is_read_or_refused(changes: Any):
             is_sound(dataset)
 
 
+SOUND = st.tuples(st.integers(0, 30), st.integers(0, 20), st.integers(1, 12), st.integers(1, 12)).map(list)
+STRANGE = st.lists(st.floats(-20, 60) | st.integers(-5, 45) | st.just(math.nan), min_size=4, max_size=4)
 ENTRY = st.fixed_dictionaries(
-    {"bbox": st.lists(st.floats(-20, 60) | st.integers(-5, 45) | st.just(math.nan), min_size=4, max_size=4)},
-    optional={
-        "id": st.integers(0, 5), "image_id": st.sampled_from([7, 3, 8, "7", True]), "iscrowd": st.integers(0, 1),
-        "category_id": st.sampled_from([2, 9, 1, 2.0]), "area": NUMBERS,
+    {
+        "bbox": SOUND | STRANGE, "image_id": st.sampled_from([7, 7, 3, 3, 8, "7", True]),
+        "category_id": st.sampled_from([2, 9, 2, 9, 1, 2.0]),
     },
-)  # fmt: skip
+    optional={"id": st.integers(0, 5), "iscrowd": st.sampled_from([0, 0, 1]), "area": NUMBERS},
+).flatmap(lambda e: st.just(e) | st.sampled_from(["image_id", "category_id"]).map(lambda k: {**e, k: None}))  # fmt: skip
 
 
 @fuzz("COCO: records against an oracle", entries=st.lists(ENTRY, max_size=8), swap=st.booleans())
@@ -159,6 +163,9 @@ def test_what_is_kept_is_what_a_loop_keeps(entries: list[Any], swap: bool):
             row[2]["bbox"] for image_id in dataset.image_ids for row in wanted[image_id]
         ]
         assert sum("dropped" in problem.detail for problem in dataset.problems) == dropped
+        truth = dataset.coco_dict()
+        found = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.5} for a in truth["annotations"]]
+        assert evaluate_coco(truth, found)["AP"] in (None, pytest.approx(1.0))  # the truth is all right
         is_sound(dataset)
 
 
@@ -228,6 +235,8 @@ def test_a_file_name_reads_an_image_or_is_a_problem(names: list[str]):
     lists=st.dictionaries(st.sampled_from(["images", "categories"]), JSON | st.lists(JSON, max_size=2), max_size=1),
 )  # fmt: skip
 @example(truth=[box(1, [HUGE, 0, 1, 1])], found=[], lists={})
+@example(truth=[box(1, [1, 1, 9, 9])], found=[], lists={"categories": [{"id": 2, "name": "a"}, {"id": "b"}]})
+@example(truth=[], found=[], lists={"categories": [{"id": 2, "name": "a"}, {"id": 3, "name": "a"}]})
 @example(truth=[box(1, [0, 0, 1, 1], iscrowd="yes")], found=[], lists={})
 def test_evaluation_is_a_number_or_a_refusal(truth: list[Any], found: list[Any], lists: dict[str, Any]):
     content = coco(annotations=truth, **lists)

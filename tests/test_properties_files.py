@@ -65,18 +65,23 @@ def test_any_bytes_are_an_image_or_refused(kind: str, cuts: Any, end: float | No
 NUMBER = st.integers(-3, 60).map(str) | st.sampled_from(
     ["", "nan", "inf", "-inf", "1e3", "1e400", "3.7", "x", "9" * 400, " 7 ", "0x10", "²", "1_0"]
 )
-NAME = st.sampled_from(["cat", "dog", "cat\ndog", "", " ", "a" * 300, "ä", "<&>"]) | st.text(
+NAME = st.sampled_from(["cat", "cat", "dog", "dog", "cat\ndog", "", " ", "a" * 300, "ä", "<&>"]) | st.text(
     st.characters(codec="utf-8", exclude_categories=("Cc",)), max_size=4
 )
+CORNERS = (
+    st.tuples(*[st.integers(0, 45).map(str)] * 4)
+    .map(lambda c: (*sorted(c[:2], key=int), *sorted(c[2:], key=int)))
+    .map(lambda c: (c[0], c[2], c[1], c[3]))
+)
 OBJECT = st.fixed_dictionaries(
-    {"name": NAME, "box": st.tuples(*[NUMBER] * 4), "difficult": st.sampled_from(["0", "1", "", "x"])}
+    {"name": NAME, "box": CORNERS | st.tuples(*[NUMBER] * 4), "difficult": st.sampled_from(["0", "1", "", "x"])}
 )
 FILE = st.fixed_dictionaries(
     {
         "filename": st.sampled_from(["a.jpg", "", "../../etc/passwd", "C:\\x\\b.png", "..", "a" * 300]) | NAME,
         "size": st.tuples(NUMBER, NUMBER) | st.just(("50", "40")) | st.just(("50", "40")),
         "objects": st.lists(OBJECT, max_size=3),
-        "cut": st.none() | st.integers(0, 400),
+        "cut": st.sampled_from([None] * 4) | st.integers(0, 400),
     }
 )
 

@@ -166,11 +166,14 @@ FUNCTIONS: dict[Any, tuple[str, ...]] = {
 }
 
 
+FINE = (torch.zeros(2, 3), torch.ones(2, 3))
+LABELS = (torch.zeros(2, 3), torch.tensor([0, 1]))
+
+
 @fuzz(
     "losses: malformed",
     function=st.sampled_from(list(FUNCTIONS)),
-    inputs=TENSORS | JUNK,
-    targets=TENSORS | JUNK,
+    tensors=st.tuples(TENSORS | JUNK, TENSORS | JUNK) | st.sampled_from([FINE, LABELS]),
     changes=st.dictionaries(
         st.sampled_from(sorted({name for names in FUNCTIONS.values() for name in names})),
         JUNK | TENSORS | st.sampled_from(["sum", "mean", "none", 0.5, 2]),
@@ -178,12 +181,16 @@ FUNCTIONS: dict[Any, tuple[str, ...]] = {
     ),
     path=st.sampled_from(["reference", "eager"]),
 )
-@example(function=sigmoid_focal_loss, inputs=torch.ones(2, 3), targets=torch.ones(2, 3) * 1j, changes={}, path="eager")
-def test_malformed_arguments_are_named(function: Any, inputs: Any, targets: Any, changes: Any, path: str):
+@example(function=sigmoid_focal_loss, tensors=(torch.ones(2, 3), torch.ones(2, 3) * 1j), changes={}, path="eager")
+@example(function=focal_loss_star, tensors=FINE, changes={"beta": math.nan}, path="eager")
+def test_malformed_arguments_are_named(function: Any, tensors: Any, changes: Any, path: str):
+    inputs, targets = tensors
     options = {k: v for k, v in changes.items() if k in FUNCTIONS[function]}
     with forced(path):
         got = attempt(lambda: function(inputs, targets, **options), "inputs", "targets", *FUNCTIONS[function])
     if got is REFUSED:
+        whole = LABELS if function is softmax_focal_loss else FINE
+        assert options or tensors is not whole, "refused for nothing"
         return
     assert inputs.dtype in DTYPES and isinstance(targets, torch.Tensor) and not targets.is_complex()
     reduction = options.get("reduction", "mean" if function is softmax_focal_loss else "none")

@@ -228,28 +228,42 @@ def test_samplers_keep_what_they_promise(
             assert kept[2] == hardest(loss, allowed, batch)
 
 
+GOOD = {
+    "labels": torch.tensor([[0, -1, -2]]), "losses": torch.tensor([[1.0, 2.0, 0.5]]),
+    "boxes": torch.tensor([[0.0, 0, 8, 8], [1, 1, 9, 9], [20, 20, 28, 28]]), "batch_size": 2, "minimum": 1,
+    "foreground_fraction": 0.5, "ratio": 3.0, "nms_iou": 0.7,
+}  # fmt: skip
+OTHER = [
+    torch.zeros(3),
+    torch.zeros(1, 3),
+    torch.zeros(1, 2),
+    torch.zeros(3).long(),
+    torch.rand(2, 4),
+    torch.ones(1, 3) * 1j,
+]
+SAMPLERS = {
+    sample_balanced: ("labels", "batch_size", "foreground_fraction"),
+    mine_hard_negatives: ("losses", "labels", "ratio", "minimum"),
+    mine_online: ("losses", "labels", "boxes", "batch_size", "nms_iou", "foreground_fraction"),
+}
+
+
 @fuzz(
     "sampling: malformed",
-    call=st.sampled_from(["balanced", "hard", "online"]),
-    labels=st.sampled_from([torch.tensor([[0, -1, -2]]), torch.zeros(3), torch.zeros(1, 3), torch.zeros(3).long()])
-    | JUNK,
-    losses=st.sampled_from([torch.rand(1, 3), torch.rand(3), torch.rand(1, 2), torch.rand(1, 3) * math.nan]) | JUNK,
-    boxes=st.sampled_from([torch.rand(3, 4), torch.rand(1, 3, 4), torch.rand(2, 4), torch.rand(3)]) | JUNK,
-    number=JUNK | st.integers(0, 5),
-    share=JUNK | st.floats(0, 1),
+    call=st.sampled_from(list(SAMPLERS)),
+    changes=st.dictionaries(
+        st.sampled_from(sorted(GOOD)), JUNK | st.sampled_from(OTHER) | st.floats(0, 2), min_size=1, max_size=2
+    ),
 )
-def test_malformed_samples_are_named(call: str, labels: Any, losses: Any, boxes: Any, number: Any, share: Any):
-    names = ("labels", "losses", "boxes", "batch_size", "foreground_fraction", "ratio", "minimum", "nms_iou")
-
-    def run() -> Tensor:
-        if call == "balanced":
-            return sample_balanced(labels, number, share)
-        if call == "hard":
-            return mine_hard_negatives(losses, labels, share, number)
-        return mine_online(losses, labels, boxes, number, share)
-
-    got = attempt(run, *names)
-    if got is not REFUSED:
-        assert got.shape == labels.shape == (1, 3) and not labels.is_floating_point()
-        assert ((got == labels) | (got == IGNORE)).all()
-        assert type(number) is int and number >= 0 and (share is None or share >= 0)
+@example(call=mine_online, changes={"losses": torch.zeros(1, 2)})
+def test_malformed_samples_are_named(call: Any, changes: Any):
+    given = {name: {**GOOD, **changes}[name] for name in SAMPLERS[call]}
+    got = attempt(lambda: call(**given), *GOOD)
+    if got is REFUSED:
+        assert set(changes) & set(given), "refused for nothing"
+        return
+    labels, losses = given["labels"], given.get("losses", given["labels"])
+    assert got.shape == labels.shape == losses.shape and ((got == labels) | (got == IGNORE)).all()
+    for name in set(given) - {"labels", "losses", "boxes"}:
+        value = given[name]
+        assert (value is None and name in ("nms_iou", "foreground_fraction")) or (0 <= value < math.inf)

@@ -75,7 +75,7 @@ def test_images_are_normalised_resized_and_padded(
 
 def tiny() -> Any:
     torch.manual_seed(0)
-    return retinanet_tiny(2, widths=(4, 4, 4), levels=(3,), channels=8, head_depth=1, norm="batch", ratios=(1.0, 2.0))
+    return retinanet_tiny(2, widths=(4, 4, 4), levels=(3,), channels=8, head_depth=1, norm="batch", sizes=(8.0,))
 
 
 MODEL = tiny()
@@ -89,6 +89,8 @@ IMAGES = st.builds(
 
 @fuzz("model: malformed images", images=st.lists(IMAGES | JUNK, max_size=2) | IMAGES | JUNK)
 @example(images=torch.tensor(0.5))
+@example(images=[torch.full((3, 9, 8), 255.0)])
+@example(images=[torch.full((3, 9, 8), math.nan)])
 @example(images={"a": 1})
 @example(images=5)
 def test_malformed_images_are_named(images: Any):
@@ -106,12 +108,11 @@ def test_malformed_images_are_named(images: Any):
         assert len(found) == len(images)
 
 
-VALUE = st.integers(0, 16)
+BOX = st.tuples(st.integers(-2, 12), st.integers(-2, 12), st.integers(3, 14), st.integers(3, 14)).map(
+    lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
+) | st.tuples(*[st.integers(0, 16)] * 4)
 TARGET = st.fixed_dictionaries(
-    {
-        "boxes": st.lists(st.tuples(VALUE, VALUE, VALUE, VALUE), max_size=4),
-        "labels": st.lists(st.integers(0, 1), max_size=4),
-    }
+    {"boxes": st.lists(BOX, max_size=4), "labels": st.lists(st.integers(0, 1), min_size=2, max_size=4)}
 )
 
 
@@ -122,6 +123,8 @@ TARGET = st.fixed_dictionaries(
     dtype=st.sampled_from(FLOATS[:3]),
 )
 @example(rows=[{"boxes": [(0, 0, 8, 8)], "labels": [1]}], junk=(3, math.nan), dtype=torch.float64)
+@example(rows=[{"boxes": [(0, 0, 8, 8)], "labels": [1]}], junk=(3, math.inf), dtype=torch.float32)
+@example(rows=[{"boxes": [(0, 0, 8, 8), (8, 8, 16, 16)], "labels": [1, 0]}], junk=None, dtype=torch.float32)
 def test_losses_are_those_of_a_loop_or_targets_are_named(rows: Any, junk: Any, dtype: torch.dtype):
     images = [image(16, 16, torch.float32, i) for i in range(len(rows))]
     targets: Any = []
@@ -150,6 +153,7 @@ def test_losses_are_those_of_a_loop_or_targets_are_named(rows: Any, junk: Any, d
     with torch.no_grad():
         logits, deltas = MODEL.network(MODEL.preprocess(images).images)
     anchors = MODEL.anchors((32, 32))[0]
+    assert all(target["boxes"].isfinite().all() for target in targets)
     classes, box_loss, count = 0.0, 0.0, 0
     for i, target in enumerate(targets):
         corners = [[round(v * 1024) for v in a] for a in anchors.tolist()]
