@@ -137,17 +137,22 @@ def drill_download(folder: Path, kills: int, draw: random.Random, body: bytes, s
     reference = contents(folder / "whole" / "bccd")
     must(look_at_root(folder / "whole", body, reference), "an undisturbed download is not whole")
     while len(records) < kills or not look_at_root(roots[-1], body, reference):
-        # The phase is drawn first, of those to come, so that the short ones have their turn; then the moment in it.
-        fetched = (roots[-1] / bccd.ARCHIVE).exists()
-        phase = "download" if not fetched and draw.random() < 0.6 else draw.choice(FETCHING[1:])
-        phase = phase if len(records) < kills else None
+        # The phase is drawn first, of those to come, so that the short ones have their turn; then the moment in it. After
+        # four kills a data set is left to be finished.
+        phase, here = None, sum(record["root"] == len(roots) for record in records)
+        if len(records) < kills and here < 4:
+            to_come = not (roots[-1] / bccd.ARCHIVE).exists()
+            phase = "download" if to_come and (not here or draw.random() < 0.5) else draw.choice(FETCHING[1:])
+        before = set(roots[-1].glob(".bccd*"))
         delay = draw.uniform(0, whole["durations"].get(phase, 0.0)) if phase else None
         record = run(folder, ["data", "bccd", "--root", str(roots[-1])], delay, phase=phase, **served)
         complete = look_at_root(roots[-1], body, reference)
         record.pop("durations")
         if record["killed"]:
-            half = [p.name for p in roots[-1].glob(".bccd*")] if roots[-1].exists() else []
-            records.append({**record, "drawn": phase, "complete": complete, "half_folders": len(half)})
+            half = set(roots[-1].glob(".bccd*")) - before
+            records.append(
+                {**record, "root": len(roots), "drawn": phase, "complete": complete, "half_folders": len(half)}
+            )
             continue
         must(complete, f"{roots[-1].name}: the command ended well, and the data set is not whole")
         left = {path.name for path in roots[-1].iterdir()}
