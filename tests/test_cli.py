@@ -29,7 +29,7 @@ from focal_tutorial.errors import InputError
 from focal_tutorial.train_config import TrainConfig
 
 SHORT = ["--steps", "2", "--warmup-steps", "1", "--batch-size", "2"]
-VERBS = ("data", "convert-voc", "inspect", "train", "convert-weights", "evaluate", "predict")
+VERBS = ("data", "convert-voc", "inspect", "train", "convert-weights", "evaluate", "predict", "export")
 
 
 @pytest.fixture(scope="module")
