@@ -92,10 +92,13 @@ class AnchorGenerator:
     def _check_sides(self) -> None:
         """Raise for an anchor so small that float32 has no room for it beside an image's coordinates, or so large."""
         for size in self.sizes:
-            with torch.device("cpu"):  # a model may be built on "meta", where no number can be looked at
-                cell = self._cell(size)
-            sides = cell[:, 2:] - cell[:, :2]  # (A, 2)
-            if not ((sides >= 0.01) & (sides <= 1e7)).all():
+            good = size * max(self.scales) <= 1e7
+            if good:
+                with torch.device("cpu"):  # a model may be built on "meta", where no number can be looked at
+                    cell = self._cell(size)
+                sides = cell[:, 2:] - cell[:, :2]  # (A, 2)
+                good = bool(((sides >= 0.01) & (sides <= 1e7)).all())
+            if not good:
                 raise ValueError(f"sizes, ratios, scales: sides of 0.01 … 10⁷ pixels wanted, not so at size {size:g}")
 
     @property

@@ -263,6 +263,8 @@ class _Finite(Function):
 
 def _margin(x: Tensor, index: Tensor, dim: int) -> Tensor:
     """x_y - logsumexp over the other classes, of finite x; ± the largest float stands for ±inf."""
+    if x.shape[dim]:  # the margin does not change, and near 0 no digits go to the size of the logits
+        x = x - x.detach().amax(dim, keepdim=True)
     x_y = x.gather(dim, index)
     others = torch.logsumexp(x.scatter(dim, index, -torch.inf), dim)
     z = x_y.squeeze(dim) - others

@@ -79,6 +79,7 @@ def test_the_cache_returns_the_same_tensors_and_stays_bounded() -> None:
         {"levels": (2000,)},
         {"levels": (3,), "sizes": (math.inf,)},
         {"levels": (3,), "sizes": (0.5,), "torchvision_compat": True},
+        {"levels": (3,), "sizes": (1e300,), "scales": (1e300,), "torchvision_compat": True},
     ],
 )
 def test_impossible_settings_are_refused(options: dict) -> None:

@@ -527,3 +527,14 @@ def test_unsigned_labels_are_classes_and_never_marks(path, monkeypatch):
 def test_arguments_of_another_kind_are_named(call, words):
     with pytest.raises((ValueError, TypeError), match=words):
         call(torch.randn(2, 3), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("size", [0.0, 1e4, -1e4])
+def test_a_common_shift_of_the_logits_costs_softmax_no_digits(size):
+    """Four digits went to logsumexp of large logits, and as many of its gradient's."""
+    x = torch.tensor([[size, size, size + 1]], requires_grad=True)
+    small = torch.tensor([[0.0, 0.0, 1.0]], requires_grad=True)
+    losses = [softmax_focal_loss(logits, torch.tensor([0]), gamma=2.0) for logits in (x, small)]
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss, logits in zip(losses, (x, small), strict=True)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=0)

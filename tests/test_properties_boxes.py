@@ -214,6 +214,7 @@ def test_the_compatible_grid_is_torchvisions(levels: Any, ratios: Any, scales: A
 @example(field="image_size", value=[-64, 64], compat=False)
 @example(field="image_size", value=[0, 64], compat=True)
 @example(field="sizes", value=[0.5, 8.0], compat=True)
+@example(field="scales", value=[2e307], compat=True)
 @example(field="dtype", value=torch.int64, compat=False)
 def test_malformed_anchor_settings_are_named(field: str, value: Any, compat: bool):
     setting: dict[str, Any] = {"levels": [3, 4], "sizes": [8.0, 16.0], "ratios": [1.0], "scales": [1.0], "centre": 0.5}

@@ -114,6 +114,7 @@ def test_any_value_anywhere_is_read_or_refused(changes: Any):
             is_sound(dataset)
 
 
+KEYS = ["image_id", "category_id"]
 SOUND = st.tuples(st.integers(0, 30), st.integers(0, 20), st.integers(1, 12), st.integers(1, 12)).map(list)
 STRANGE = st.lists(st.floats(-20, 60) | st.integers(-5, 45) | st.just(math.nan), min_size=4, max_size=4)
 ENTRY = st.fixed_dictionaries(
@@ -122,7 +123,7 @@ ENTRY = st.fixed_dictionaries(
         "category_id": st.sampled_from([2, 9, 2, 9, 1, 2.0]),
     },
     optional={"id": st.integers(0, 5), "iscrowd": st.sampled_from([0, 0, 1]), "area": NUMBERS},
-).flatmap(lambda e: st.just(e) | st.sampled_from(["image_id", "category_id"]).map(lambda k: {**e, k: None}))  # fmt: skip
+).flatmap(lambda e: st.just(e) | st.sampled_from(KEYS).map(lambda k: {**e, k: None}))  # fmt: skip
 
 
 @fuzz("COCO: records against an oracle", entries=st.lists(ENTRY, max_size=8), swap=st.booleans())

@@ -279,7 +279,7 @@ def test_softmax_focal_loss_is_the_formula(
         z = mpmath.mpf(row[label]) - mpmath.log(sum(others))
         q = 1 / (1 + mpmath.exp(z))
         s = mpmath.log1p(mpmath.exp(-z)) if z > -1e3 else -z
-        slack = (1 + gamma) * (4 + float(abs(z)) / 4 + max(abs(v) for v in row if math.isfinite(v)))
+        slack = (1 + gamma) * (4 + float(abs(z)) / 4)  # it is the margin that counts, however large the logits
         assert near(got[i].item(), weight * q ** mpmath.mpf(gamma) * s, dtype, slack), (i, got, z)
         slope = -weight * q ** mpmath.mpf(gamma) * (gamma * (1 - q) * s + q)
         assert near(gradient[i, label].item(), slope, dtype, slack)
