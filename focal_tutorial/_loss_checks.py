@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._numbers import describe, is_number, is_positive
 
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -47,16 +47,16 @@ def _check_tensors(inputs: Tensor, targets: Tensor) -> None:
     for name, tensor in (("inputs", inputs), ("targets", targets)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got a {type(tensor).__name__}")
-    if inputs.dtype not in _FLOATS:
+    if inputs.dtype not in FLOATS:
         raise TypeError(f"inputs must be floating point logits, got {inputs.dtype}")
-    if targets.dtype not in (*_FLOATS, *_INTEGERS, torch.bool):
+    if targets.dtype not in (*FLOATS, *_INTEGERS, torch.bool):
         raise TypeError(f"targets must be floating point or class indices of up to 64 signed bits, got {targets.dtype}")
 
 
 def _check_alpha(alpha: float | Tensor | None, classes: tuple[int, ...]) -> None:
     if not isinstance(alpha, Tensor):
         return
-    if alpha.dtype not in _FLOATS:
+    if alpha.dtype not in FLOATS:
         raise TypeError(f"alpha must be a number or a floating point tensor, got {alpha.dtype}")
     if alpha.dim() and alpha.shape != classes:
         raise ValueError(f"alpha must have one entry per class, {tuple(classes)}, got {tuple(alpha.shape)}")
@@ -70,7 +70,7 @@ def _check_normalizer(normalizer: float | Tensor | None, reduction: str) -> None
     if isinstance(normalizer, Tensor):
         if normalizer.dim():
             raise ValueError(f"normalizer must be a number or a 0-d tensor, got shape {tuple(normalizer.shape)}")
-        if normalizer.dtype not in (*_FLOATS, *_INTEGERS):
+        if normalizer.dtype not in (*FLOATS, *_INTEGERS):
             raise TypeError(f"normalizer must be a real number, got {normalizer.dtype}")
     elif not is_positive(normalizer):
         raise ValueError(f"normalizer must be > 0 and finite, got {describe(normalizer)}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from . import fused
-from ._loss_checks import check_common, check_reduction, check_softmax
+from ._loss_checks import FLOATS, check_common, check_reduction, check_softmax
 from ._numbers import describe, is_number, is_positive
 from .focal_term import (
     _Focal,
@@ -184,7 +184,7 @@ def smooth_l1(inputs: Tensor, targets: Tensor, beta: float = 1 / 9, reduction: s
     if not is_number(beta, 0):
         raise ValueError(f"beta must be a finite number >= 0, got {describe(beta)}")
     for name, tensor in (("inputs", inputs), ("targets", targets)):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS:
             raise TypeError(f"{name} must be a floating point tensor, got {describe(tensor)}")
     if inputs.shape != targets.shape:
         raise ValueError(f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} must have one shape")
