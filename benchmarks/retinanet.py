@@ -49,7 +49,7 @@ from focal_tutorial.throughput import random_batch
 
 K = 91
 IMAGE = (480, 640)
-ROUNDS = {"cpu": 2, "cuda": 10}
+ROUNDS = {"cpu": {"train": 2, "detect": 7}, "cuda": {"train": 10, "detect": 10}}
 
 
 def setting(task: str, size: int, batch: int, dtype: str, **more: Any) -> dict[str, Any]:
@@ -306,7 +306,7 @@ def worker(a: dict[str, Any]) -> Any:
 def measure(kind: str, device: str, seed: int, folder: Path) -> dict[str, Any]:
     metrics = {}
     for name, s in SETTINGS[kind].items():
-        rounds = ROUNDS[device] if kind != "smoke" else 1
+        rounds = ROUNDS[device][s["task"]] if kind != "smoke" else 1
         base = {"setting": s, "device": device, "seed": seed}
         metrics[name] = in_process(folder, f"{name}_{seed}", {**base, "rounds": rounds})
         if s.get("memory"):
@@ -342,7 +342,7 @@ def main() -> None:
         runs = [{"seed": seed, "metrics": measure(kind, given.device, seed, Path(folder))} for seed in seeds]
     print(json.dumps(runs[0]["metrics"], indent=1))
     if not given.smoke:
-        config = {"settings": SETTINGS[kind], "rounds": ROUNDS[given.device], "num_classes": K}
+        config = {"settings": SETTINGS[kind], "rounds": ROUNDS, "num_classes": K}
         path = save_result(
             f"retinanet_{kind}", {"config": config, "runs": runs}, device=given.device, folder=given.out,
             wall_seconds=time.perf_counter() - start,
