@@ -23,7 +23,8 @@ from focal_tutorial.losses import (
     softmax_focal_loss,
 )
 
-PATHS = ["reference", "eager"] + (["cpp"] if _fused_cpp.library() is not None else [])
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # then Triton's kernels and nothing else
+FAST = ["triton"] if INTERPRETED else ["eager", *(["cpp"] if _fused_cpp.library() is not None else [])]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LOGITS = st.one_of(
     st.floats(-30, 30),
@@ -85,6 +86,8 @@ def near(got: float, wanted: Any, dtype: torch.dtype, slack: float = 1.0, floor:
     single = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
     relative = slack * 40 * single + (info.eps if dtype in (torch.bfloat16, torch.float16) else 0)
     tiny = info.smallest_normal if dtype != torch.float16 else 2.0**-24
+    if INTERPRETED:  # its fma rounds twice, and it cuts bfloat16 off
+        relative, tiny = 4 * relative + 4e-6, 2 * tiny + info.smallest_normal
     return bool(mpmath.fabs(wanted - got) <= relative * mpmath.fabs(wanted) + 1.01 * tiny + floor)
 
 
@@ -122,7 +125,7 @@ def dense(targets: Tensor, classes: int, labels: bool) -> list[list[float | None
 @fuzz(
     "losses: sigmoid focal",
     data=classified(),
-    path=st.sampled_from(PATHS),
+    path=st.sampled_from(FAST if INTERPRETED else ["reference", *FAST]),
     alpha=st.sampled_from([None, 0.25, 0.0, 1.0, -1.0, "0-d", "per class"]),
     gamma=GAMMAS,
     reduction=REDUCTIONS,
@@ -179,7 +182,7 @@ def test_sigmoid_focal_loss_is_the_formula(
     rows=st.integers(0, 40),
     classes=st.sampled_from([31, 32, 33, 80, 2100]),
     dtype=st.sampled_from(DTYPES),
-    path=st.sampled_from(PATHS[1:]),
+    path=st.sampled_from(FAST),
     gamma=GAMMAS,
     spread=st.sampled_from([0.0, 1.0, 20.0, 200.0]),
     special=st.lists(st.tuples(st.integers(0, 10**6), LOGITS), max_size=4),
@@ -226,6 +229,7 @@ def assert_close(got: Tensor, wanted: Tensor, dtype: torch.dtype, slack: float) 
     info = torch.finfo(dtype)
     relative = slack * 10 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps + 2 * info.eps * (info.bits < 32)
     tiny = 2 * info.smallest_normal
+    relative = 4 * relative + 4e-6 if INTERPRETED else relative
     torch.testing.assert_close(got.double(), wanted.double(), rtol=relative, atol=tiny, equal_nan=True)
 
 

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import mpmath
+import pytest
 import torch
 from hypothesis import example
 from hypothesis import strategies as st
 from property_helpers import JUNK, REFUSED, attempt, fuzz
-from test_properties_losses import DTYPES, GAMMAS, INF, LOGITS, REDUCTIONS, forced, near, term, with_gradient
+from test_properties_losses import (
+    DTYPES,
+    GAMMAS,
+    INF,
+    INTERPRETED,
+    LOGITS,
+    REDUCTIONS,
+    forced,
+    near,
+    term,
+    with_gradient,
+)
 
 from focal_tutorial.hinge import hinge_loss
 from focal_tutorial.losses import (
@@ -208,3 +224,27 @@ def test_malformed_arguments_are_named(function: Any, tensors: Any, changes: Any
     for name in ("gamma", "beta", "margin"):
         value = options.get(name, 1.0)
         assert type(value) in (int, float) and abs(value) < INF
+
+
+@pytest.mark.skipif(INTERPRETED, reason="is the one that starts the interpreter")
+def test_the_kernels_have_the_properties_too():
+    """Sigmoid focal loss once more, on Triton's kernels: TRITON_INTERPRET must stand before triton is imported."""
+    pytest.importorskip("triton", reason="Triton is not installed: CUDA would take the reference path")
+    file = str(Path(__file__).with_name("test_properties_losses.py"))
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=",
+        file,
+        "-k",
+        "sigmoid or wide",
+    ]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("FOCAL_TUTORIAL_FUZZ")}
+    environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout[-3000:]
