@@ -137,12 +137,9 @@ def drill_download(folder: Path, kills: int, draw: random.Random, body: bytes, s
     reference = contents(folder / "whole" / "bccd")
     must(look_at_root(folder / "whole", body, reference), "an undisturbed download is not whole")
     while len(records) < kills or not look_at_root(roots[-1], body, reference):
-        # The phase is drawn first, of those to come, so that the short ones have their turn; then the moment in it. After
-        # four kills a data set is left to be finished.
-        phase, here = None, sum(record["root"] == len(roots) for record in records)
-        if len(records) < kills and here < 4:
-            to_come = not (roots[-1] / bccd.ARCHIVE).exists()
-            phase = "download" if to_come and (not here or draw.random() < 0.5) else draw.choice(FETCHING[1:])
+        here = sum(record["root"] == len(roots) for record in records)
+        fetched = (roots[-1] / bccd.ARCHIVE).exists()
+        phase = draw_phase(draw, here, fetched) if len(records) < kills else None
         before = set(roots[-1].glob(".bccd*"))
         delay = draw.uniform(0, whole["durations"].get(phase, 0.0)) if phase else None
         record = run(folder, ["data", "bccd", "--root", str(roots[-1])], delay, phase=phase, **served)
@@ -162,17 +159,31 @@ def drill_download(folder: Path, kills: int, draw: random.Random, body: bytes, s
             roots.append(folder / f"root-{len(roots)}")
     server.shutdown()
     server.server_close()
+    seconds_undisturbed = round(sum(whole["durations"].values()), 1)
+    return {
+        **summary(records),
+        "finished": finished,
+        "megabytes": round(len(body) / 1e6, 1),
+        "seconds_undisturbed": seconds_undisturbed,
+        "records": records,
+    }
+
+
+def draw_phase(draw: random.Random, kills: int, fetched: bool) -> str | None:
+    """The phase to wait for before the next kill, so that short ones have their turn; None after four: let it end."""
+    if kills == 4:
+        return None
+    return "download" if not fetched and (kills == 0 or draw.random() < 0.5) else draw.choice(FETCHING[1:])
+
+
+def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     phases = Counter(record["phase"] for record in records)
     return {
         "kills": len(records),
-        "finished": finished,
         "half_sets_taken_for_good": 0,  # or `look_at_root` would have raised
         "half_folders_left": sum(record["half_folders"] > 0 for record in records),
         "complete_when_killed": sum(record["complete"] for record in records),
-        "megabytes": round(len(body) / 1e6, 1),
-        "seconds_undisturbed": round(sum(whole["durations"].values()), 1),
         "phases": {phase: phases[phase] for phase in PHASES if phases[phase]},
-        "records": records,
     }
 
 
