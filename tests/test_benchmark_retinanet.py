@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.models.detection.image_list import ImageList
 
 from focal_tutorial.results import RESULTS, load_result
 
@@ -48,6 +49,20 @@ def test_a_lost_detection_and_a_changed_loss_are_seen() -> None:
     losses = {"classification": torch.tensor(2.0), "bbox_regression": torch.tensor(1.0)}
     changed = {**losses, "classification": torch.tensor(2.2)}
     assert bench.difference(TRAIN, changed, losses) == pytest.approx(0.1)
+
+
+def test_torchvisions_anchors_lose_bits_under_autocast() -> None:
+    """What the page gives as the reason why our losses in bf16 are nearer to those in float32."""
+    theirs = bench.torchvision_model(800, 0)
+    ours = torch.cat(bench.our_model(theirs, 800).anchors((800, 1088)))
+    images = ImageList(torch.zeros(1, 3, 800, 1088), [(800, 1066)])
+    grids = [(100, 136), (50, 68), (25, 34), (13, 17), (7, 9)]
+    exact, rounded = (
+        theirs.anchor_generator(images, [torch.zeros(1, 1, *grid, dtype=dtype) for grid in grids])[0]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert torch.equal(exact, ours) and ours.dtype == torch.float32
+    assert 2 <= (rounded.float() - exact).abs().max() <= 6
 
 
 def test_convolutions_are_told_from_the_rest() -> None:
