@@ -129,6 +129,7 @@ ROWS = st.lists(st.integers(1, 3), max_size=2).map(lambda shape: torch.ones(*sha
 @example(call=encode_boxes, one=torch.zeros(3, 4), two=torch.zeros(2, 4), size=None)
 @example(call=encode_boxes, one=torch.tensor([[9, 9, 4, 4]], dtype=torch.uint8), two=torch.ones(2, 4) * 3, size=None)
 @example(call=clip_boxes, one=torch.zeros(1, 4), two=None, size=(10**400, 1))
+@example(call=clip_boxes, one=torch.zeros(1, 4), two=None, size=[0, 0])
 @example(call=clip_boxes, one=torch.zeros(1, 4), two=None, size=5)
 def test_malformed_boxes_are_named(call: Any, one: Any, two: Any, size: Any):
     clip = call is clip_boxes
@@ -141,7 +142,7 @@ def test_malformed_boxes_are_named(call: Any, one: Any, two: Any, size: Any):
         except RuntimeError:
             real = False
     if clip:
-        usable = isinstance(size, tuple) and len(size) == 2 and all(type(s) in (int, float) for s in size)
+        usable = isinstance(size, tuple | list) and len(size) == 2 and all(type(s) in (int, float) for s in size)
         real = real and usable and all(0 <= s < 2**63 for s in size)
     names = ("boxes:", "size:") if clip else ("boxes", "anchors", "deltas")
     got = attempt(lambda: call(one, size if clip else two), *names, valid=real)
