@@ -18,11 +18,11 @@ from focal_tutorial.matching import BACKGROUND, IGNORE
 _SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
-def _check(labels: Tensor, losses: Tensor | None = None, boxes: Tensor | None = None, **numbers: float) -> None:
+def _check(labels: Tensor, losses: Tensor, boxes: Tensor | None = None, **numbers: float) -> None:
     """Raise for labels, losses or boxes that do not fit together, and for a number below 0, naming it."""
     if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.dtype not in _SIGNED:
         raise ValueError(f"labels: signed integers (N, R) wanted, got {describe(labels)}")
-    if losses is not None and (not isinstance(losses, Tensor) or losses.shape != labels.shape or not _is_real(losses)):
+    if not isinstance(losses, Tensor) or losses.shape != labels.shape or not _is_real(losses):
         raise ValueError(f"losses: real numbers {tuple(labels.shape)} as the labels wanted, got {describe(losses)}")
     wanted = [(labels.shape[1], 4), (*labels.shape, 4)]
     if boxes is not None and (not isinstance(boxes, Tensor) or boxes.shape not in wanted or not _is_real(boxes)):
@@ -85,7 +85,7 @@ def sample_balanced(
 
     Source: Girshick, Fast R-CNN (2015), §2.3; Ren et al., Faster R-CNN (2015), §3.1.3.
     """
-    _check(labels, batch_size=batch_size, foreground_fraction=foreground_fraction)
+    _check(labels, labels, batch_size=batch_size, foreground_fraction=foreground_fraction)
     order = torch.rand(labels.shape, generator=generator).to(labels.device)  # (N, R)
     sampled = torch.full_like(labels, IGNORE)
     for image, rank in enumerate(order):

@@ -255,6 +255,7 @@ SAMPLERS = {
         st.sampled_from(sorted(GOOD)), JUNK | st.sampled_from(OTHER) | st.floats(0, 2), min_size=1, max_size=2
     ),
 )
+@example(call=mine_hard_negatives, changes={"losses": None})
 @example(call=mine_online, changes={"losses": torch.zeros(1, 2)})
 def test_malformed_samples_are_named(call: Any, changes: Any):
     given = {name: {**GOOD, **changes}[name] for name in SAMPLERS[call]}

@@ -159,6 +159,8 @@ def test_losses_are_those_of_a_loop_or_targets_are_named(rows: Any, junk: Any, d
         corners = [[round(v * 1024) for v in a] for a in anchors.tolist()]
         boxes = target["boxes"].float()
         iou = [[fraction_iou([round(v * 1024) for v in b], a) for a in corners] for b in boxes.tolist()]
+        if any(abs(float(v) - limit) < 1e-3 for row in iou for v in row for limit in (0.4, 0.5)):
+            return  # the last bit of an anchor's corner decides
         match = torch.tensor(matched(iou, len(corners), 0.5, 0.4, None))
         hot = torch.zeros(len(match), 2)
         for r in (match >= 0).nonzero()[:, 0].tolist():

@@ -177,6 +177,7 @@ def test_a_loss_of_minus_infinity_neither_hangs_nor_lets_a_discarded_anchor_in()
         ({"nms_iou": 2.0}, "nms_iou: a number up to 1"),
         ({"labels": torch.zeros(1, 3)}, "labels: signed integers"),
         ({"losses": torch.zeros(1, 2)}, "losses: real numbers"),
+        ({"losses": None}, "losses: real numbers"),
         ({"boxes": torch.zeros(2, 4)}, "boxes: real numbers"),
     ],
 )
