@@ -51,7 +51,8 @@ tables() { # what the text leans on first; a table that fails does not keep the 
 for name in "$@"; do
   echo "=== $name"
   case $name in
-    kernels) python3 -m pytest -q -rs -o addopts= tests/test_losses.py tests/test_fused.py tests/test_throughput.py tests/test_windows.py ;;
+    kernels) python3 -m pytest -q -rs -o addopts= tests/test_losses.py tests/test_fused.py tests/test_throughput.py tests/test_windows.py \
+      tests/test_deterministic.py ;;
     loss) python3 benchmarks/focal_loss.py --device cuda --out "$out" ;;
     retinanet | growth) python3 "benchmarks/$name.py" --device cuda --out "$out" ;;
     throughput | bccd | precision)
