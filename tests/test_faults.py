@@ -10,6 +10,9 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +119,32 @@ def test_what_a_killed_process_left_is_removed_and_what_another_fills_is_not(tmp
     with new_folder(tmp_path / "set") as temporary:
         (temporary / "whole.png").write_bytes(b"whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([held.name, "set"])
+
+
+def test_folders_filled_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, errors = tempfile.mkdtemp, []
+
+    def slow(**named: Any) -> str:
+        made = make(**named)
+        time.sleep(0.002)  # between making a folder and claiming it, another must not take it for an abandoned one
+        return made
+
+    def fill_one() -> None:
+        try:
+            with new_folder(tmp_path / "set") as temporary:
+                (temporary / "whole.png").write_bytes(b"whole")
+        except InputError as error:
+            errors.append(error)
+
+    monkeypatch.setattr("focal_tutorial.data.root.tempfile.mkdtemp", slow)
+    for _ in range(10):
+        threads = [threading.Thread(target=fill_one) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors and [path.name for path in tmp_path.iterdir()] == ["set"]
+        assert (tmp_path / "set" / "whole.png").read_bytes() == b"whole"
 
 
 def test_half_a_row_of_the_log_is_dropped(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -50,17 +50,19 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise InputError(f"{folder} exists and was not made by this program: move it away, or give another --root")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder)
-        temporary = Path(tempfile.mkdtemp(prefix=HALF_MADE.format(folder.name), dir=folder.parent))
-        old, claim = temporary.with_suffix(".old"), _claim(temporary)
+        with _alone_in(folder.parent):  # or another would remove what is made here and not yet claimed
+            _remove_abandoned(folder)
+            temporary = Path(tempfile.mkdtemp(prefix=HALF_MADE.format(folder.name), dir=folder.parent))
+            old, claim = temporary.with_suffix(".old"), _claim(temporary)
         try:
             temporary.chmod(0o755)
             yield temporary
             (temporary / MARK).touch()
-            if replaces:
-                os.replace(folder, old)
-            if not (folder / MARK).is_file():
-                os.replace(temporary, folder)
+            with _alone_in(folder.parent):
+                if replaces:
+                    os.replace(folder, old)
+                if not (folder / MARK).is_file():
+                    os.replace(temporary, folder)
         finally:
             if claim is not None:
                 os.close(claim)
@@ -68,6 +70,21 @@ def new_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}; give another place with --root") from error
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Others wait here for the end of the block, where the file system has locks."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _claim(folder: Path) -> int | None:
