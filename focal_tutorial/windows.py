@@ -60,10 +60,7 @@ def place_windows(
             lie close together.
     """
     start, columns, rows = _levels(tuple(grids), anchor.device)  # (L,) each
-    location = anchor // num_anchors
-    level = torch.bucketize(location, start[1:], right=True)
-    i = (location - start[level]) // columns[level]
-    j = (location - start[level]) % columns[level]
+    level, i, j = _locate(grids, num_anchors, anchor)
     _, cluster = _numbered(torch.stack([group, image, level], dim=1))
     i0, j0 = _smallest(i, cluster), _smallest(j, cluster)
     part_i, part_j = (i - i0) // SIDE, (j - j0) // SIDE  # a cluster that is larger than one window takes several
@@ -85,11 +82,8 @@ def place_windows(
 
 def tiles(grids: Sequence[Grid], num_anchors: int, anchor: Tensor) -> Tensor:
     """Groups for anchors `(F,)` that belong to no box: `(F,)` int64, the squares of `SIDE` locations they lie in."""
-    start, columns, _ = _levels(tuple(grids), anchor.device)
-    location = anchor // num_anchors
-    level = torch.bucketize(location, start[1:], right=True)
-    inner = location - start[level]
-    return (inner // columns[level] // SIDE) * 2**20 + inner % columns[level] // SIDE
+    _, row, column = _locate(grids, num_anchors, anchor)
+    return row // SIDE * 2**20 + column // SIDE
 
 
 def location_table(levels: Sequence[Tensor]) -> Tensor:
@@ -125,6 +119,15 @@ def _levels(grids: tuple[Grid, ...], device: torch.device) -> tuple[Tensor, Tens
     rows, columns = torch.tensor(grids, device=device).unbind(1)
     size = rows * columns
     return size.cumsum(0) - size, columns, rows
+
+
+def _locate(grids: Sequence[Grid], num_anchors: int, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Level, row and column of anchors `(F,)`, `(F,)` each."""
+    start, columns, _ = _levels(tuple(grids), anchor.device)
+    location = anchor // num_anchors
+    level = torch.bucketize(location, start[1:], right=True)
+    inner = location - start[level]
+    return level, inner // columns[level], inner % columns[level]
 
 
 def _numbered(keys: Tensor) -> tuple[Tensor, Tensor]:
