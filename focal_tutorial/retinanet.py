@@ -104,7 +104,8 @@ class RetinaNet(nn.Module):
         if moved is None:
             return self._detections(batch, anchors, sizes, original_sizes)
         # Matching comes first: a GPU's queue is empty then, and the program has to wait for what it finds.
-        assignment = self.criterion.assign(torch.cat(anchors), moved)
+        every_anchor = torch.cat(anchors)  # (R, 4)
+        assignment = self.criterion.assign(every_anchor, moved)
         image, anchor, subnet = assignment.image, assignment.anchor, self.head.regression
         if subnet.is_local:
             windows = subnet.windows(self.anchors.grid_sizes(size), len(batch), image, anchor, assignment.box)
@@ -113,7 +114,7 @@ class RetinaNet(nn.Module):
         else:
             logits, everywhere = self.network(batch)
             deltas = everywhere[image, anchor]
-        return self.criterion.losses(logits, deltas, torch.cat(anchors), moved, assignment)
+        return self.criterion.losses(logits, deltas, every_anchor, moved, assignment)
 
     @torch.no_grad()
     def _detections(
